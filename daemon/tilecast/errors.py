@@ -1,0 +1,21 @@
+"""Errors of the daemon itself; those of the wire and the journal are in `tilecast_protocol.errors`."""
+
+from __future__ import annotations
+
+from tilecast_protocol.errors import TilecastError
+
+
+class ConfigError(TilecastError, ValueError):
+    """The configuration is wrong; the message names the option, what was found, and what was probably meant."""
+
+
+class StoreError(TilecastError):
+    """A tile store cannot be opened, read or written as asked."""
+
+
+class RunLockedError(StoreError):
+    """Another process writes this run."""
+
+
+class StoreTooNewError(StoreError):
+    """The store was written by a newer tilecast than this one."""
