@@ -19,3 +19,11 @@ class RunLockedError(StoreError):
 
 class StoreTooNewError(StoreError):
     """The store was written by a newer tilecast than this one."""
+
+
+class CalibrationError(TilecastError, ValueError):
+    """A dark or flat image cannot be found, read, or used for this camera; the message says what to do."""
+
+
+class UnknownCalibrationError(CalibrationError, LookupError):
+    """No dark or flat image of this name was found here; somebody else may still know it."""

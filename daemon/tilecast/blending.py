@@ -1,0 +1,437 @@
+"""What a pixel shows that several frames cover: the six blend modes, one tile at a time.
+
+| mode | a pixel's value | kept per pixel beside the tile, once a second frame comes | order of frames |
+|---|---|---|---|
+| feather | (Σ w·v + Σ w div 2) div Σ w, w falling off to the frame's edges | Σ w·v, Σ w | free |
+| mean | the same with w = 1 | Σ v, number | free |
+| max, min | the largest, the smallest | nothing: the tile is its own state | free |
+| newest | of the frame recorded last (highest journal index, then view) | nothing | journal |
+| nearest | of the frame whose centre is nearest; ties to the higher frame number, then view | distance, owner | free |
+
+*Order free* means that the frames of a tile may be blended in any order, to the same bits. *Journal* means in rising
+order (:attr:`Placement.order`): when an earlier one comes late, the caller rebuilds the tile. Sums of float frames are
+of the second kind in every case, since float64 addition is not associative.
+
+Of a tile that one frame covers alone every mode shows that frame's pixels, unchanged, and :meth:`Blender.open` gets the
+state back from them. So such a tile needs no state, whatever the mode.
+
+Float images: a pixel that is not finite is not covered, takes part in nothing, and is NaN in the tile. A float32 pixel
+times a weight is exact in float64, so one frame alone gives back its own bits, -0.0 included. For max and min, +0.0 is
+larger than -0.0.
+
+It does not know where tiles are kept, what else they hold, or that there are levels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecast import kernels
+from tilecast.geometry import Placement, TileKey
+
+Pixels = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+#: Pixels from the edge of a frame at which feathering reaches full weight; a quarter of the frame if that is less.
+FEATHER_PX = 100
+#: `nearest` packs frame and view into one rank of 63 bits.
+MAX_VIEWS = 256
+MAX_FRAME = 2**55 - 1
+#: Weight maps (one per shape of frame) that are kept.
+_KEPT_WEIGHTS = 4
+
+
+class Window(NamedTuple):
+    """The part of a tile that a frame covers, in the tile's pixels; plus (drow, dcol) they are the frame's."""
+
+    row0: int
+    row1: int
+    col0: int
+    col1: int
+    drow: int
+    dcol: int
+
+    @property
+    def in_tile(self) -> tuple[slice, slice]:
+        """Index of this part of the tile."""
+        return slice(self.row0, self.row1), slice(self.col0, self.col1)
+
+    @property
+    def in_frame(self) -> tuple[slice, slice]:
+        """Index of the same pixels in the frame."""
+        return (
+            slice(self.row0 + self.drow, self.row1 + self.drow),
+            slice(self.col0 + self.dcol, self.col1 + self.dcol),
+        )
+
+
+def window_of(placement: Placement, key: TileKey, tile_size: int) -> Window:
+    """Where a frame meets a tile of level 0 that it touches."""
+    drow, dcol = key.row * tile_size - placement.row, key.col * tile_size - placement.col
+    return Window(
+        max(0, -drow),
+        min(tile_size, placement.height - drow),
+        max(0, -dcol),
+        min(tile_size, placement.width - dcol),
+        drow,
+        dcol,
+    )
+
+
+def feather_weights(shape: tuple[int, int], feather_px: int = FEATHER_PX) -> NDArray[np.uint8]:
+    """The weight of each pixel of a frame: w = max(1, floor(255 · r_row · r_col + 0.5)), in float64.
+
+    Along each axis, of `size` pixels, r(i) = min(1, (min(i, size − 1 − i) + 1) / (n + 1)) with
+    n = max(1, min(feather_px, size // 4)).
+
+    Parameters
+    ----------
+    shape : (height, width), pixels
+    feather_px : int
+        Widest ramp, pixels.
+
+    Returns
+    -------
+    (height, width) array of uint8, 1 to 255
+    """
+
+    def ramp(size: int) -> NDArray[np.float64]:
+        n = max(1, min(feather_px, size // 4))
+        i = np.arange(size)
+        return np.minimum(1.0, (np.minimum(i, size - 1 - i) + 1) / (n + 1))
+
+    rows, cols = 255.0 * ramp(shape[0]), ramp(shape[1])
+    weights = np.empty(shape, np.uint8)
+    for i, row in enumerate(rows):  # row by row: a float64 map of a large frame would be eight times the size
+        weights[i] = np.maximum(1.0, np.floor(row * cols + 0.5))
+    return weights
+
+
+def paste(tile: Pixels, frame: Pixels, window: Window) -> None:
+    """Write a frame over a part of a tile; of a float frame only what is finite."""
+    source = frame[window.in_frame]
+    if tile.dtype.kind == "f":
+        np.copyto(tile[window.in_tile], source, where=np.isfinite(source))
+    else:
+        tile[window.in_tile] = source
+
+
+@dataclass(slots=True)
+class SumState:
+    """Σ w·v and Σ w of each pixel of a tile, and how many frames have been added; (T, T) arrays."""
+
+    total: Pixels
+    weight: Pixels
+    visits: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds."""
+        return self.total.nbytes + self.weight.nbytes
+
+
+@dataclass(slots=True)
+class NearestState:
+    """Squared distance (doubled pixels) to the centre of each pixel's owner, and the owner's rank; (T, T) arrays."""
+
+    distance: NDArray[np.int64]
+    rank: NDArray[np.int64]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds."""
+        return self.distance.nbytes + self.rank.nbytes
+
+
+State = SumState | NearestState
+
+
+class Blender(ABC):
+    """One blend mode for one pixel type.
+
+    Attributes
+    ----------
+    state_bytes : int
+        What the state of a tile takes per pixel, before it is promoted; 0 if the tile is its own state.
+    ordered : bool
+        Whether the frames of a tile must be added in journal order.
+    """
+
+    state_bytes: int = 0
+    ordered: bool = False
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether a tile that two or more frames cover needs a state beside its pixels."""
+        return self.state_bytes > 0
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held for all tiles together."""
+        return 0
+
+    def check(self, placement: Placement) -> None:  # noqa: B027 (most modes take any placement)
+        """Raise ValueError if this mode cannot blend such a placement."""
+
+    def open(self, tile: Pixels, solo: Placement, window: Window) -> State | None:
+        """The state of a tile that one frame covers so far, from the tile's own pixels; None if it needs none."""
+        del tile, solo, window
+        return None
+
+    @abstractmethod
+    def add(
+        self,
+        state: State | None,
+        old: Pixels,
+        out: Pixels,
+        mask: Mask | None,
+        frame: Pixels,
+        placement: Placement,
+        window: Window,
+    ) -> None:
+        """Blend a frame into a tile.
+
+        Parameters
+        ----------
+        state : State or None
+            From :meth:`open`, the same object from frame to frame; written in place.
+        old : (T, T) array
+            Pixels of the tile before this frame.
+        out : (T, T) array
+            Pixels after it; may be `old` itself.
+        mask : (T, T) bool array or None
+            Its covered pixels before this frame, None if all; not kept for float images, whose NaN tell.
+        frame : (h, w) array, read-only
+            Pixels of the frame.
+        placement, window
+            Where the frame lies, and where it meets the tile.
+        """
+
+
+class _Sum(Blender):
+    """Feather and mean: sums of weighted pixels and of weights."""
+
+    def __init__(self, dtype: np.dtype[Any], feather_px: int | None) -> None:
+        super().__init__(dtype)
+        self._feather_px = feather_px
+        self._weights: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weights.nbytes for weights in self._weights.values())
+
+    def weights(self, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """The weights of frames of this shape; 1 everywhere for the plain mean."""
+        weights = self._weights.get(shape)
+        if weights is None:
+            while len(self._weights) >= _KEPT_WEIGHTS:
+                del self._weights[next(iter(self._weights))]
+            weights = np.ones(shape, np.uint8) if self._feather_px is None else feather_weights(shape, self._feather_px)
+            self._weights[shape] = weights
+        return weights
+
+
+class _IntegerSum(_Sum):
+    """Sums of integer frames: exact, so that neither order nor promotion to wider integers is seen in the result."""
+
+    state_bytes = 6
+
+    def open(self, tile: Pixels, solo: Placement, window: Window) -> SumState:
+        total, weight = np.empty(tile.shape, np.uint32), np.empty(tile.shape, np.uint16)
+        kernels.open_sum(total, weight, tile, self.weights((solo.height, solo.width)), *window)
+        return SumState(total, weight, visits=1)
+
+    def add(
+        self,
+        state: State | None,
+        old: Pixels,
+        out: Pixels,
+        mask: Mask | None,
+        frame: Pixels,
+        placement: Placement,
+        window: Window,
+    ) -> None:
+        del mask
+        assert isinstance(state, SumState)
+        if state.visits == kernels.MAX_NARROW_VISITS:
+            # 64 bits for both: a small camera parked at 1 kHz would pass 2**32 of weight within five hours.
+            state.total, state.weight = state.total.astype(np.uint64), state.weight.astype(np.uint64)
+        state.visits += 1
+        add = kernels.add_sum if state.visits <= kernels.MAX_NARROW_VISITS else kernels.add_wide_sum
+        add(state.total, state.weight, old, out, frame, self.weights((placement.height, placement.width)), *window)
+
+
+class _FloatSum(_Sum):
+    """Sums of float frames, in float64 and in journal order."""
+
+    state_bytes = 16
+    ordered = True
+
+    def open(self, tile: Pixels, solo: Placement, window: Window) -> SumState:
+        total, weight = np.zeros(tile.shape, np.float64), np.zeros(tile.shape, np.float64)
+        values = tile[window.in_tile]
+        weights = self.weights((solo.height, solo.width))[window.in_frame].astype(np.float64)
+        covered = np.isfinite(values)
+        np.copyto(total[window.in_tile], weights * values, where=covered)
+        np.copyto(weight[window.in_tile], weights, where=covered)
+        return SumState(total, weight, visits=1)
+
+    def add(
+        self,
+        state: State | None,
+        old: Pixels,
+        out: Pixels,
+        mask: Mask | None,
+        frame: Pixels,
+        placement: Placement,
+        window: Window,
+    ) -> None:
+        del mask
+        assert isinstance(state, SumState)
+        _copy(old, out)
+        weights = self.weights((placement.height, placement.width))
+        kernels.add_float_sum(state.total, state.weight, out, frame, weights, *window)
+        state.visits += 1
+
+
+class _Extreme(Blender):
+    """The largest or the smallest value; the tile is its own state."""
+
+    def __init__(self, dtype: np.dtype[Any], *, largest: bool) -> None:
+        super().__init__(dtype)
+        self._largest = largest
+
+    def add(
+        self,
+        state: State | None,
+        old: Pixels,
+        out: Pixels,
+        mask: Mask | None,
+        frame: Pixels,
+        placement: Placement,
+        window: Window,
+    ) -> None:
+        del state, placement
+        _copy(old, out)
+        best, new = out[window.in_tile], frame[window.in_frame]
+        if self.dtype.kind == "f":
+            high, low = (new, best) if self._largest else (best, new)
+            beats = (high > low) | ((high == low) & np.signbit(low) & ~np.signbit(high))
+            np.copyto(best, new, where=np.isfinite(new) & (np.isnan(best) | beats))
+        elif self._largest:
+            np.maximum(best, new, out=best)  # an uncovered pixel is 0, which never wins
+        elif mask is None:
+            np.minimum(best, new, out=best)
+        else:
+            np.copyto(best, new, where=(new < best) | ~mask[window.in_tile])
+
+
+class _Newest(Blender):
+    """The frame recorded last; the tile is its own state, as long as frames come in order."""
+
+    ordered = True
+
+    def add(
+        self,
+        state: State | None,
+        old: Pixels,
+        out: Pixels,
+        mask: Mask | None,
+        frame: Pixels,
+        placement: Placement,
+        window: Window,
+    ) -> None:
+        del state, mask, placement
+        _copy(old, out)
+        paste(out, frame, window)
+
+
+class _Nearest(Blender):
+    """The frame whose centre is nearest: no ghosts, whatever the order."""
+
+    state_bytes = 16
+
+    def check(self, placement: Placement) -> None:
+        if not (0 <= placement.frame <= MAX_FRAME and 0 <= placement.view < MAX_VIEWS):
+            raise ValueError(
+                f"blend mode nearest takes frame numbers up to {MAX_FRAME} and fewer than {MAX_VIEWS} views; "
+                f"got frame {placement.frame}, view {placement.view}"
+            )
+
+    def open(self, tile: Pixels, solo: Placement, window: Window) -> NearestState:
+        distance = np.full(tile.shape, np.iinfo(np.int64).max, np.int64)
+        rank = np.full(tile.shape, -1, np.int64)
+        dy = 2 * (np.arange(window.row0, window.row1) + window.drow) + 1 - solo.height
+        dx = 2 * (np.arange(window.col0, window.col1) + window.dcol) + 1 - solo.width
+        covered = np.isfinite(tile[window.in_tile])
+        np.copyto(distance[window.in_tile], dy[:, None] ** 2 + dx**2, where=covered)
+        np.copyto(rank[window.in_tile], _rank(solo), where=covered)
+        return NearestState(distance, rank)
+
+    def add(
+        self,
+        state: State | None,
+        old: Pixels,
+        out: Pixels,
+        mask: Mask | None,
+        frame: Pixels,
+        placement: Placement,
+        window: Window,
+    ) -> None:
+        del mask
+        assert isinstance(state, NearestState)
+        _copy(old, out)
+        kernels.add_nearest(state.distance, state.rank, out, frame, _rank(placement), *window)
+
+
+def _copy(old: Pixels, out: Pixels) -> None:
+    if out is not old:
+        out[...] = old
+
+
+def _rank(placement: Placement) -> int:
+    """A number that sorts as (frame, view) does."""
+    return placement.frame * MAX_VIEWS + placement.view
+
+
+#: The blend modes by the names that `start` and the configuration use.
+BLEND_MODES = ("feather", "mean", "max", "min", "newest", "nearest")
+
+
+def make_blender(mode: str, dtype: np.dtype[Any], feather_px: int = FEATHER_PX) -> Blender:
+    """The blender of a mode for a pixel type.
+
+    Parameters
+    ----------
+    mode : str
+        One of `BLEND_MODES`.
+    dtype : numpy dtype
+        uint8, uint16 or float32.
+    feather_px : int
+        For feather: the widest ramp of weights, pixels.
+
+    Raises
+    ------
+    ValueError
+        For a mode that does not exist.
+    """
+    match mode:
+        case "feather" | "mean":
+            ramp = feather_px if mode == "feather" else None
+            return _FloatSum(dtype, ramp) if dtype.kind == "f" else _IntegerSum(dtype, ramp)
+        case "max" | "min":
+            return _Extreme(dtype, largest=mode == "max")
+        case "newest":
+            return _Newest(dtype)
+        case "nearest":
+            return _Nearest(dtype)
+        case _:
+            raise ValueError(f"there is no blend mode {mode!r}; choose one of {', '.join(BLEND_MODES)}")

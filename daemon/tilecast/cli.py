@@ -1,0 +1,76 @@
+"""The command `tilecast`: finds the subcommand, and says what went wrong in one sentence.
+
+Subcommands are in `tilecast.commands`, one module each, and are imported when they are called: `tilecast --help` must
+not wait for numba. So the table below holds what `--help` shows of each, and nothing else is known of them here.
+
+`--config`, `--set` and `--debug` may stand before or after the name of the subcommand (`tilecast.commands.common`).
+An error that tilecast raises on purpose ends the command with exit code 2 and its message; anything else is a mistake
+of ours and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+import click
+
+from tilecast.commands.common import Invocation, add_common_options, report_error
+from tilecast_protocol.errors import TilecastError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "runs": ("tilecast.commands.runs", "List the runs on this computer."),
+    "info": ("tilecast.commands.info", "Tell everything about one run."),
+    "export-png": ("tilecast.commands.export_png", "Save a picture of a run's mosaic, or of a part of it."),
+    "config": ("tilecast.commands.config", "Show all options, their values, and where each came from."),
+}
+"""Name: module, which has the command as `command`, and what `--help` says of it; in the order shown."""
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when they are needed."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "`tilecast --help` lists the commands"
+            raise click.UsageError(f"there is no command '{args[0]}': {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (TilecastError, OSError) as exc:
+            if ctx.ensure_object(Invocation).debug or isinstance(exc, BrokenPipeError):
+                raise
+            report_error(exc)
+            ctx.exit(2)
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tilecast", prog_name="tilecast")
+@add_common_options
+def main() -> None:
+    """Build the mosaic of a tile scan while the microscope is still scanning.
+
+    Frames and stage positions come in, a blended mosaic grows, and viewers are shown it live. Everything that comes in
+    is kept, and can be replayed.
+
+    Each command has its own --help.
+    """

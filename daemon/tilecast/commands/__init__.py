@@ -1,0 +1,1 @@
+"""The subcommands of `tilecast`, a module each; `tilecast.cli` has their list."""

@@ -1,0 +1,51 @@
+"""`tilecast config`: the table of all options."""
+
+from __future__ import annotations
+
+import click
+
+from tilecast.commands.common import Invocation, console, tilecast_command
+
+
+@tilecast_command("config")
+@click.option("--toml", "form", flag_value="toml", help="Print a configuration file with every option explained.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print the table for the documentation.")
+def command(invocation: Invocation, form: str | None) -> None:
+    """Show all options, their values, and where each came from.
+
+    Options are set in a file (--config), in the variables TILECAST_…, or with --set; the later of these wins. In the
+    file, the part of the name before the dot is a table:
+
+    \b
+        notify = "tcp://127.0.0.1:5572"
+        [ingest]
+        idle_end_s = 10
+
+    The same option as a variable: TILECAST_INGEST_IDLE_END_S=10. For once: --set ingest.idle_end_s=10. Sizes are
+    written as "256MiB".
+
+    To begin with a file of your own: tilecast config --toml > tilecast.toml
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from tilecast.service import config as options
+
+    if form == "markdown":
+        click.echo(options.to_markdown(), nl=False)
+        return
+    config = invocation.config
+    if form == "toml":
+        click.echo(options.to_toml(config), nl=False)
+        return
+    table = Table("option", "value", "unit", "from", "what it does", box=None, pad_edge=False, header_style="bold")
+    for info in options.options():
+        source = config.provenance[info.name]
+        table.add_row(
+            Text(info.name),
+            Text(options.toml_value(config.value(info.name), info.type), style="" if source == "default" else "bold"),
+            Text(info.unit),
+            Text(source, style="dim" if source == "default" else "bold"),
+            Text(info.help, style="dim"),
+        )
+    console().print(table)

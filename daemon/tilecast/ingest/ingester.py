@@ -1,0 +1,810 @@
+"""The ingest thread: owns the sockets on which frames come in, and the journals.
+
+    multipart message ─parse─▶ screen ─▶ check, encode ─▶ journal ─▶ accepted ─▶ effects ─▶ blend
+                                                             └─▶ (fsync, another thread) ─▶ acknowledge
+
+What a message means is decided by `IngestMachine`, which knows no sockets and no clock; this thread does what it says.
+Three rules hold here. A message is journalled before anything else may see it. It is acknowledged when it is durable,
+never before. And when whoever blends is behind, no more is read: the publishers' windows fill, PUSH sockets block, and
+only PUB sources lose something, which the gaps in their numbers tell.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+import zmq
+from numpy.typing import NDArray
+
+from tilecast.errors import CalibrationError, StoreError
+from tilecast.geometry import Placement
+from tilecast.ingest.journalled import Journalled, read_record
+from tilecast.ingest.machine import IngestMachine
+from tilecast.ingest.sequences import AckTracker
+from tilecast.ingest.syncer import Syncer
+from tilecast.ingest.verdicts import (
+    Accept,
+    Drop,
+    Effect,
+    Hold,
+    IngestPath,
+    Input,
+    NeedsRun,
+    Notice,
+    PhaseChange,
+    Place,
+    Reject,
+    Release,
+    Reload,
+    Report,
+    RunPhase,
+    RunRecord,
+    Unload,
+)
+from tilecast.queues import ByteQueue
+from tilecast_protocol import pzf
+from tilecast_protocol.errors import JournalError, MalformedError, PZFError
+from tilecast_protocol.journal import Journal, RecordKind
+from tilecast_protocol.messages import (
+    Ack,
+    End,
+    Event,
+    Heartbeat,
+    Hello,
+    Image,
+    Limits,
+    RunNotice,
+    Stage,
+    Start,
+    Welcome,
+    check_payload,
+    encode,
+    parse,
+)
+from tilecast_protocol.ranges import RangeSet
+
+log = structlog.get_logger()
+
+_KINDS: dict[type[Input], RecordKind] = {
+    Start: RecordKind.START,
+    Image: RecordKind.IMAGE,
+    Stage: RecordKind.STAGE,
+    Event: RecordKind.EVENT,
+    End: RecordKind.END,
+}
+_MESSAGES_A_TURN = 64  # read from one socket before the others have their turn
+_TICK_S = 0.1
+_ACK_EVERY_S = 0.9
+_FREE_BYTES_EVERY_S = 1.0
+_TYPICAL_FRAME_NBYTES = 8 << 20
+
+
+class OpenRun(Protocol):
+    """What this thread needs of a run's folder."""
+
+    run: str
+    start: Start
+    journal: Journal
+
+    def release(self) -> None:
+        """Close the journal and give the run back."""
+        ...
+
+
+class RunKeeper(Protocol):
+    """Makes, finds and loads run folders."""
+
+    def create(self, record: RunRecord, *, may_lack_calibration: bool) -> tuple[OpenRun, bool]:
+        """Make the folder of a new run and freeze what its start means; whether a calibration is missing."""
+        ...
+
+    def lookup(self, run: str) -> RunRecord | None:
+        """What is kept of a run beside its journal; None if there is no such run."""
+        ...
+
+    def load(self, run: str, *, complete: bool = False) -> OpenRun:
+        """Open a run that exists, for writing; `complete`: its journal has the calibration that it lacked."""
+        ...
+
+    def placed_frames(self, run: OpenRun) -> RangeSet:
+        """Frames that have a place in the run's store."""
+        ...
+
+    def keep(self, run: OpenRun, record: RunRecord) -> None:
+        """Keep what the journal cannot tell."""
+        ...
+
+
+class Sink(Protocol):
+    """Where what this thread has journalled goes on to. All may be called with a full queue; they then wait."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may come; while not, this thread reads no socket."""
+        ...
+
+    def opened(self, run: Any) -> None:
+        """A run was made or loaded."""
+        ...
+
+    def placed(
+        self, run: Any, placement: Placement, pixels: NDArray[Any] | None, t_recv_ns: int | None, ticket: int
+    ) -> None:
+        """A journalled frame has a place."""
+        ...
+
+    def marked(
+        self, run: Any, state: str | None, report: tuple[int, dict[str, Any]] | None, notices: Sequence[RunNotice]
+    ) -> None:
+        """The state of a run, or its report, to be kept and then published, after all that came before."""
+        ...
+
+    def noticed(self, run: Any | None, notice: RunNotice) -> None:
+        """Something to publish at once."""
+        ...
+
+    def unload(self, run: Any, on_done: Callable[[], None]) -> None:
+        """Finish everything of a run and close its store."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngesterOptions:
+    """Options of the ingest thread.
+
+    Attributes
+    ----------
+    credit_bytes : int
+        How much an acknowledged publisher may have unacknowledged; at least two frames.
+    recent_bytes : int
+        Pixels of frames that wait for their position are kept in memory up to this; others are read again.
+    durability : str
+        `fsync` or `os`: what an acknowledgement promises.
+    """
+
+    limits: Limits
+    credit_bytes: int
+    recent_bytes: int
+    durability: str
+
+
+@dataclass(slots=True)
+class _Peer:
+    """A publisher on the acknowledged socket."""
+
+    identity: bytes
+    instrument: str
+    stream: str
+    src: str
+    boot: str
+    acked: int = -2
+    acked_at: float = 0.0
+
+
+class Ingester:
+    """The thread.
+
+    Parameters
+    ----------
+    sockets : dict of IngestPath to list of zmq.Socket
+        Bound or connected, with their high-water marks; owned by this thread from `start` on, which closes them.
+    machine : IngestMachine
+    keeper : RunKeeper
+    sink : Sink
+    options : IngesterOptions
+    free_bytes : callable
+        Free room on the store's disk.
+    state : callable
+        The daemon's state, for acknowledgements.
+    on_failure : callable
+        Called with the exception that ended this thread.
+    recover : sequence of str
+        Runs that the last daemon had loaded; they are loaded before anything is read from the sockets.
+    on_recovered : callable
+        Called in this thread when that is done.
+    """
+
+    def __init__(
+        self,
+        sockets: dict[IngestPath, list[zmq.Socket[bytes]]],
+        *,
+        machine: IngestMachine,
+        keeper: RunKeeper,
+        sink: Sink,
+        options: IngesterOptions,
+        fsync_interval_s: float,
+        free_bytes: Callable[[], int],
+        state: Callable[[], str],
+        on_failure: Callable[[str, BaseException], None],
+        recover: Sequence[str] = (),
+        on_recovered: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._sockets = sockets
+        self._to_recover = list(recover)
+        self._on_recovered = on_recovered
+        self._machine = machine
+        self._keeper = keeper
+        self._sink = sink
+        self._options = options
+        self._free_bytes = free_bytes
+        self._state = state
+        self._on_failure = on_failure
+        self._tracker = AckTracker()
+        self._runs: dict[str, OpenRun] = {}
+        self._unloading: dict[str, threading.Event] = {}
+        self._peers: dict[bytes, _Peer] = {}
+        self._recent: OrderedDict[tuple[str, int], tuple[NDArray[Any], int]] = OrderedDict()
+        self._recent_nbytes = 0
+        self._orders: deque[Callable[[], None]] = deque()
+        self._inbox: ByteQueue[list[bytes | memoryview]] = ByteQueue("sources", options.recent_bytes)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = False
+        self._free = free_bytes()
+        self._free_at = time.monotonic()
+        self.counters: Counter[str] = Counter()
+        self.encode_s = 0.0
+        self.append_s = 0.0
+        self.syncer = Syncer(interval_s=fsync_interval_s, on_durable=self.wake, on_failure=self._sync_failed)
+        self._thread = threading.Thread(target=self._run, name="tilecast-ingest", daemon=True)
+
+    # ---- from other threads ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start this thread and the one that calls fsync."""
+        self.syncer.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop reading; what was read is journalled, made durable and acknowledged. Returns at once."""
+        self._stopping = True
+        self.wake()
+
+    def join(self) -> None:
+        """Wait until the thread has ended; all runs are with the sink then, and journals are durable."""
+        self._thread.join()
+
+    def wake(self) -> None:
+        """Make the thread look at what has changed."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def order(self, action: Callable[[], None]) -> None:
+        """Have `action` done in this thread, which owns the machine and the journals."""
+        self._orders.append(action)
+        self.wake()
+
+    def emit(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Take a message from a plugin as from a socket; waits while ingest is behind."""
+        message = list(parts)
+        if self._inbox.put(message, sum(len(part) for part in message)):
+            self.wake()
+
+    def loaded(self) -> list[str]:
+        """Runs that are loaded."""
+        return list(self._runs)
+
+    def run_loaded(self, run: str) -> OpenRun | None:
+        """A loaded run."""
+        return self._runs.get(run)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start."""
+        return {
+            **self.counters,
+            "encode_s": self.encode_s,
+            "append_s": self.append_s,
+            "recent_bytes": self._recent_nbytes,
+            "loaded_runs": len(self._runs),
+            "publishers": len(self._peers),
+            "sync": self.syncer.stats(),
+        }
+
+    # ---- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
+            self._on_failure("ingest", error)
+        finally:
+            self._finish()
+
+    def _loop(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake_fd, zmq.POLLIN)
+        paths: dict[Any, IngestPath] = {}
+        for path, sockets in self._sockets.items():
+            for socket in sockets:
+                paths[socket] = path
+        for run in self._to_recover:
+            try:
+                self._load(run)
+            except (StoreError, JournalError, CalibrationError) as error:
+                log.error("run cannot be recovered; the others go on", run=run, why=str(error))
+        self._on_recovered()
+        reading = False
+        next_tick = time.monotonic()
+        while not self._stopping:
+            if reading != self._sink.has_room:
+                reading = not reading
+                for socket in paths:
+                    if reading:
+                        poller.register(socket, zmq.POLLIN)
+                    else:
+                        poller.unregister(socket)
+            wait_s = max(0.0, next_tick - time.monotonic())
+            # While the queue behind is full nobody says when there is room again: look often.
+            ready = dict(poller.poll(math.ceil(min(wait_s, 1.0 if reading else 0.005) * 1000)))
+            if self._wake_fd in ready:
+                os.eventfd_read(self._wake_fd)
+            while self._orders:
+                self._orders.popleft()()
+            for socket, path in paths.items():
+                if ready.get(socket):
+                    self._read(socket, path)
+            self._read_inbox()
+            self._take_durable()
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + _TICK_S
+                self._do(self._machine.tick(time.time_ns()))
+            self._send_acks()
+
+    def _finish(self) -> None:
+        """Make everything durable, acknowledge it, and give the sockets back."""
+        self._inbox.close()
+        self.syncer.close()
+        self._take_durable()
+        self._send_acks(all_of_them=True)
+        for sockets in self._sockets.values():
+            for socket in sockets:
+                socket.close()
+        while self._orders:
+            self._orders.popleft()()
+
+    def close_runs(self, wait_s: float) -> None:
+        """After the thread has ended: finish every run, and give it back."""
+        waiting = []
+        for run in list(self._runs.values()):
+            if run.run in self._machine.loaded():
+                self._keeper.keep(run, self._machine.record(run.run))
+            done = threading.Event()
+            self._sink.unload(run, done.set)
+            waiting.append((run, done))
+        deadline = time.monotonic() + wait_s
+        for run, done in waiting:
+            if done.wait(max(0.0, deadline - time.monotonic())):
+                run.release()
+            else:
+                log.error("run was not finished in time; it is recovered at the next start", run=run.run)
+        self._runs.clear()
+
+    def _sync_failed(self, error: OSError) -> None:
+        self._on_failure("fsync", error)
+
+    # ---- messages in -------------------------------------------------------------------------------------------------
+
+    def _read(self, socket: zmq.Socket[bytes], path: IngestPath) -> None:
+        for _ in range(_MESSAGES_A_TURN):
+            if not self._sink.has_room:
+                return
+            try:
+                frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            if path is IngestPath.ACK:
+                self._handle(frames[1:], path, frames[0].bytes)
+            else:
+                self._handle(frames, path, None)
+
+    def _read_inbox(self) -> None:
+        while self._sink.has_room:
+            parts = self._inbox.get(timeout_s=0)
+            if parts is None:
+                return
+            self._handle(parts, IngestPath.PULL, None)
+
+    def _handle(self, parts: Sequence[Any], path: IngestPath, identity: bytes | None) -> None:
+        """One message, from whichever door."""
+        now_ns = time.time_ns()
+        self.counters["messages"] += 1
+        try:
+            message = parse(parts, self._options.limits)
+        except MalformedError as error:
+            self._malformed(error, identity, now_ns)
+            return
+        if isinstance(message, Hello):
+            if identity is not None:
+                self._welcome(message, identity)
+            return
+        if not isinstance(message, Start | Image | Stage | Event | End | Heartbeat):
+            self._malformed(MalformedError(f"a daemon does not take messages of type {message.TYPE}"), identity, now_ns)
+            return
+        if identity is not None:
+            self._meet(message, identity)
+            self._tracker.received(message.src, message.boot, message.seq, identity)
+        self._screen(message, path, now_ns)
+
+    def _malformed(self, error: MalformedError, identity: bytes | None, now_ns: int) -> None:
+        self.counters["malformed"] += 1
+        log.warning("message refused", reason=error.reason, why=str(error), src=error.src, topic=error.topic)
+        self._machine.malformed(error, now_ns)
+        peer = self._peers.get(identity) if identity is not None else None
+        if peer is None:
+            return
+        if error.seq is not None and error.src == peer.src and error.boot == peer.boot:
+            self._tracker.received(peer.src, peer.boot, error.seq, identity)
+            self._tracker.rejected(peer.src, peer.boot, error.seq, error.reason, str(error))
+        else:
+            self._tracker.unreadable(peer.src, peer.boot, error.reason, str(error), identity)
+
+    def _screen(self, message: Input, path: IngestPath, now_ns: int) -> None:
+        verdict = self._machine.screen(message, path, now_ns)
+        if isinstance(verdict, NeedsRun):
+            try:
+                self._load(verdict.run)
+            except (StoreError, JournalError, CalibrationError) as error:
+                log.error("run cannot be loaded", run=verdict.run, why=str(error))
+                self._reject(message, path, "busy", f"the run cannot be loaded: {error}")
+                return
+            verdict = self._machine.screen(message, path, now_ns)
+        match verdict:
+            case Accept():
+                self._accept(verdict)
+            case Drop(reason, run):
+                self.counters[f"dropped_{reason}"] += 1
+                self._settle(message, path, run)
+            case Reject(reason, why):
+                self.counters[f"rejected_{reason}"] += 1
+                self._reject(message, path, reason, why)
+            case Hold():
+                self.counters["held"] += 1
+            case NeedsRun(run):
+                self._reject(message, path, "busy", f"run {run} is being loaded; send this again")
+
+    def _settle(self, message: Input, path: IngestPath, run: str | None) -> None:
+        """Nothing is to be done for this message; what it repeats must be durable all the same."""
+        if path is not IngestPath.ACK:
+            return
+        open_run = self._runs.get(run) if run is not None else None
+        if open_run is None:
+            self._tracker.settled(message.src, message.boot, message.seq)
+        else:
+            at = [(open_run.run, open_run.journal.written_lsn)]
+            self._tracker.journalled(message.src, message.boot, message.seq, at)
+
+    def _reject(self, message: Input, path: IngestPath, reason: str, why: str) -> None:
+        log.warning("message refused", reason=reason, why=why, src=message.src, seq=message.seq, type=message.TYPE)
+        if path is IngestPath.ACK:
+            self._tracker.rejected(message.src, message.boot, message.seq, reason, why)
+
+    def _accept(self, accept: Accept) -> None:
+        message = accept.message
+        held = False
+        if accept.opens is not None:
+            opened = self._open(accept, accept.opens)
+            if opened is None:
+                return
+            held = opened
+        pixels: NDArray[Any] | None = None
+        stored: Sequence[Any] = message.parts
+        was_raw = False
+        if isinstance(message, Image):
+            assert accept.start is not None, "an image is accepted for a run that has a start"
+            try:
+                pixels, stored = self._decode(message, accept.start)
+            except (MalformedError, PZFError) as error:
+                reason = error.reason if isinstance(error, MalformedError) else "bad-payload"
+                self._refuse(accept, reason, str(error))
+                return
+            was_raw = message.codec == "raw"
+        try:
+            index, ticket = self._journal(accept, stored, was_raw)
+        except JournalError as error:
+            self._refuse(accept, "disk-reserve", f"the journal cannot be written: {error}")
+            return
+        self.counters["accepted"] += 1
+        if isinstance(message, Image):
+            self.counters["images"] += 1
+            self.counters["image_bytes"] += sum(memoryview(part).nbytes for part in message.parts)
+            if pixels is not None and index is not None:
+                self._remember((message.run, index), pixels, ticket)
+        self._do(self._machine.accepted(accept, index, held=held))
+
+    def _open(self, accept: Accept, record: RunRecord) -> bool | None:
+        """Make the run that a start begins; whether it lacks a calibration, or None if the start was refused."""
+        try:
+            # Only where nobody can be told to send the start again with all it needs is the run made without.
+            one_way = accept.path is not IngestPath.ACK
+            run, held = self._keeper.create(record, may_lack_calibration=one_way)
+        except CalibrationError as error:
+            self._refuse(accept, "calibration-missing", str(error))
+            return None
+        except (StoreError, JournalError, OSError) as error:
+            self._refuse(accept, "disk-reserve", f"the run's folder cannot be made: {error}")
+            return None
+        self._runs[run.run] = run
+        self._sink.opened(run)
+        return held
+
+    def _refuse(self, accept: Accept, reason: str, why: str) -> None:
+        self.counters[f"rejected_{reason}"] += 1
+        self._machine.refused(accept, reason, why)
+        self._reject(accept.message, accept.path, reason, why)
+
+    def _decode(self, message: Image, start: Start) -> tuple[NDArray[Any], Sequence[Any]]:
+        """The pixels of an image, checked, and its payload as it is to be journalled.
+
+        Raises
+        ------
+        MalformedError, PZFError
+            If the payload is not what it says, or not what the run's start promised.
+        """
+        check_payload(message, start, self._options.limits)
+        began = time.monotonic()
+        if message.codec == "pzf":
+            # Decoded in full: bytes that do not decode must be refused now, while the publisher can send them again.
+            pixels = pzf.decode_image(message.parts[0], shape=start.shape, dtype=start.dtype)
+            payload = message.parts[0]
+        else:
+            pixels = np.frombuffer(message.parts[0], dtype=start.dtype).reshape(start.shape)
+            payload = pzf.encode_image(pixels, frame_num=message.frame & 0xFFFFFFFF, timestamp=message.t_ns)
+        self.encode_s += time.monotonic() - began
+        return pixels, (payload,)
+
+    def _journal(self, accept: Accept, stored: Sequence[Any], was_raw: bool) -> tuple[int | None, int]:
+        """Append a message to its journals; its image index, and the ticket of its last record."""
+        message = accept.message
+        began = time.monotonic()
+        acked = self._tracker.upto_seq(message.src, message.boot) if accept.path is IngestPath.ACK else -1
+        index: int | None = None
+        ticket = 0
+        positions = []
+        for target in accept.targets:
+            journal = self._runs[target.run].journal
+            for stage in target.prelude:
+                self._append(journal, stage, stage.parts, accept.now_ns)
+            position = self._append(journal, message, stored, accept.now_ns, acked_seq=acked, encoded=was_raw)
+            positions.append((target.run, position.lsn))
+            index = position.image_index
+            ticket = self.syncer.written(journal)
+        if accept.path is IngestPath.ACK:
+            if self._options.durability == "os":
+                positions = []
+            self._tracker.journalled(message.src, message.boot, message.seq, positions)
+        self.append_s += time.monotonic() - began
+        return index, ticket
+
+    @staticmethod
+    def _append(
+        journal: Journal,
+        message: Input,
+        parts: Sequence[Any],
+        t_recv_ns: int,
+        *,
+        acked_seq: int = -1,
+        encoded: bool = False,
+    ) -> Any:
+        header = message.raw_header
+        if header is None:
+            header = bytes(encode(message)[1])
+        return journal.append(
+            _KINDS[type(message)],
+            topic=message.topic,
+            header=header,
+            parts=parts,
+            t_recv_ns=t_recv_ns,
+            frame=message.frame if isinstance(message, Image) else None,
+            acked_seq=acked_seq,
+            pzf=encoded,
+        )
+
+    # ---- what follows ------------------------------------------------------------------------------------------------
+
+    def _do(self, effects: Iterable[Effect]) -> None:
+        """Carry out what the machine says follows."""
+        for effect in effects:
+            match effect:
+                case Place(run, placement, t_recv_ns):
+                    pixels, ticket = self._recall((run, placement.index))
+                    self._sink.placed(self._runs[run], placement, pixels, t_recv_ns, ticket)
+                case PhaseChange():
+                    self._phase(effect)
+                case Report(run, revision, report):
+                    open_run = self._runs[run]
+                    notice = _notice(open_run.start, "report", {"revision": revision, "report": report})
+                    log.info("run report", run=run, **_numbers(report))
+                    self._keep(open_run)
+                    self._sink.marked(open_run, None, (revision, report), [notice])
+                case Notice(instrument, stream, run, kind, detail):
+                    log.warning(kind, run=run, **_short(detail))
+                    notice = RunNotice(instrument=instrument, stream=stream, run=run, kind=kind, detail=detail)
+                    self._sink.noticed(self._runs.get(run), notice)
+                case Release(messages):
+                    for message, path in messages:
+                        self._screen(message, path, time.time_ns())
+                case Reload(run):
+                    self._reload(run)
+                case Unload(run):
+                    self._unload(run)
+
+    def _phase(self, effect: PhaseChange) -> None:
+        run = self._runs[effect.run]
+        self._keep(run)
+        detail: dict[str, Any] = {"name": run.start.name} if effect.phase is RunPhase.OPEN else {}
+        log.info(f"run {effect.kind}", run=effect.run, name=run.start.name)
+        self._sink.marked(run, effect.phase.value, None, [_notice(run.start, effect.kind, detail)])
+
+    def _keep(self, run: OpenRun) -> None:
+        if run.run in self._machine.loaded():
+            self._keeper.keep(run, self._machine.record(run.run))
+
+    def _remember(self, key: tuple[str, int], pixels: NDArray[Any], ticket: int) -> None:
+        self._recent[key] = (pixels, ticket)
+        self._recent_nbytes += pixels.nbytes
+        while self._recent_nbytes > self._options.recent_bytes and len(self._recent) > 1:
+            _, (old, _) = self._recent.popitem(last=False)
+            self._recent_nbytes -= old.nbytes
+
+    def _recall(self, key: tuple[str, int]) -> tuple[NDArray[Any] | None, int]:
+        """Pixels of a frame that came a moment ago, if they are still here, and the ticket of its record."""
+        found = self._recent.pop(key, None)
+        if found is None:
+            return None, self.syncer.written_ticket
+        self._recent_nbytes -= found[0].nbytes
+        return found
+
+    # ---- loading and unloading ---------------------------------------------------------------------------------------
+
+    def _load(self, run: str, *, complete: bool = False) -> None:
+        """Open a run's journal and let the machine read it; what is not in its store is then blended."""
+        self._await_unloaded(run)
+        record = self._keeper.lookup(run)
+        if record is None:
+            raise StoreError(f"there is no run {run}")
+        if complete:
+            record = replace(record, held=False)
+        opened = self._keeper.load(run, complete=complete)
+        self._runs[run] = opened
+        self._sink.opened(opened)
+        began = time.monotonic()
+        self._do(
+            self._machine.recover(record, self._messages(opened), self._keeper.placed_frames(opened), time.time_ns())
+        )
+        log.info("run loaded", run=run, images=opened.journal.n_images, seconds=round(time.monotonic() - began, 3))
+        for damage in opened.journal.damage:
+            log.warning("journal damaged", run=run, segment=damage.segment, what=damage.what, frames=damage.frames)
+
+    def _messages(self, run: OpenRun) -> Iterator[Journalled]:
+        """The messages of a journal, one by one; what they say of their publishers is noted on the way."""
+        for record in run.journal.records(with_parts=False):
+            item = read_record(record)
+            self._tracker.recovered(item.message.src, item.message.boot, item.message.seq, record.acked_seq)
+            yield item
+
+    def _unload(self, run: str) -> None:
+        opened = self._runs[run]
+        done = threading.Event()
+        self._unloading[run] = done
+
+        def finished() -> None:
+            done.set()
+            self.order(lambda: self._release(run, opened))
+
+        self._sink.unload(opened, finished)
+
+    def _release(self, run: str, opened: OpenRun) -> None:
+        if self._unloading.pop(run, None) is not None:
+            self._runs.pop(run, None)
+            opened.release()
+            self._tracker.close_run(run)
+
+    def _await_unloaded(self, run: str) -> None:
+        """If a run is just being unloaded, wait for that: it is a matter of one commit."""
+        done = self._unloading.get(run)
+        if done is not None:
+            done.wait()
+            self._release(run, self._runs[run])
+
+    def _reload(self, run: str) -> None:
+        """A calibration that was missing has come: begin anew with it."""
+        self._machine.forget(run)
+        self._unload(run)
+        self._load(run, complete=True)
+
+    # ---- acknowledgements --------------------------------------------------------------------------------------------
+
+    def _take_durable(self) -> None:
+        for run, lsn in self.syncer.take_durable():
+            if run in self._runs:
+                self._tracker.durable(run, lsn)
+
+    def _meet(self, message: Input, identity: bytes) -> None:
+        """Remember who sends on this connection, also if it did not say hello."""
+        peer = self._peers.get(identity)
+        if peer is None or (peer.src, peer.boot) != (message.src, message.boot):
+            self._peers[identity] = _Peer(identity, message.instrument, message.stream, message.src, message.boot)
+
+    def _welcome(self, hello: Hello, identity: bytes) -> None:
+        for other, peer in list(self._peers.items()):
+            if (peer.src, peer.boot) == (hello.src, hello.boot):
+                del self._peers[other]
+        peer = _Peer(identity, hello.instrument, hello.stream, hello.src, hello.boot)
+        self._peers[identity] = peer
+        upto = self._tracker.hello(hello.src, hello.boot, identity)
+        runs = self._machine.welcome(hello.instrument, hello.stream)
+        self._answer(
+            peer,
+            Welcome(
+                instrument=hello.instrument,
+                stream=hello.stream,
+                credit=self._credit(),
+                upto_seq=upto,
+                max_frame_bytes=self._options.limits.max_frame_bytes,
+                durability=self._options.durability,
+                state=self._state(),
+                runs=tuple(runs),
+            ),
+        )
+
+    def _credit(self) -> int:
+        largest = max((run.start.frame_nbytes for run in self._runs.values()), default=_TYPICAL_FRAME_NBYTES)
+        return max(2, self._options.credit_bytes // max(1, largest))
+
+    def _send_acks(self, *, all_of_them: bool = False) -> None:
+        now = time.monotonic()
+        for peer in self._peers.values():
+            upto = self._tracker.upto_seq(peer.src, peer.boot)
+            rejected = self._tracker.take_rejected(peer.src, peer.boot)
+            due = all_of_them or now - peer.acked_at >= _ACK_EVERY_S
+            if upto == peer.acked and not rejected and not due:
+                continue
+            peer.acked, peer.acked_at = upto, now
+            if now - self._free_at > _FREE_BYTES_EVERY_S:
+                self._free, self._free_at = self._free_bytes(), now
+            self._answer(
+                peer,
+                Ack(
+                    instrument=peer.instrument,
+                    stream=peer.stream,
+                    upto_seq=upto,
+                    credit=self._credit(),
+                    rejected=tuple(rejected),
+                    state=self._state(),
+                    free_bytes=self._free,
+                ),
+            )
+
+    def _answer(self, peer: _Peer, message: Ack | Welcome) -> None:
+        for socket in self._sockets.get(IngestPath.ACK, []):
+            try:
+                socket.send_multipart([peer.identity, *encode(message)], zmq.DONTWAIT)
+            except zmq.Again:
+                peer.acked = -2  # it does not read; the next ack says it all
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+
+
+def _notice(start: Start, kind: str, detail: dict[str, Any]) -> RunNotice:
+    return RunNotice(instrument=start.instrument, stream=start.stream, run=start.run, kind=kind, detail=detail)
+
+
+def _short(detail: dict[str, Any]) -> dict[str, Any]:
+    """What of a notice fits in a line of the log: long lists are cut."""
+    return {
+        key: [*value[:5], "…"] if isinstance(value, list) and len(value) > 5 else value for key, value in detail.items()
+    }
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a report, for one line in the log."""
+    return {key: value for key, value in report.items() if isinstance(value, int | float | str)}

@@ -1,0 +1,359 @@
+"""The compiled inner loops of blending and reduction, and the list that compiles them ahead of the first frame.
+
+Each kernel works on one tile and says nothing about planes, budgets or files; `blending` and `reduction` call them and
+say what they mean. Three rules make them exact and the same on every machine:
+
+* no ``fastmath``: a reciprocal instead of a division misrounds about one product in twenty;
+* integers are cast at every step, because numba widens ``uint32 + uint32`` to 64 bits, which halves the speed;
+* a quotient of integers is taken as the floor of a float64 division only where that is exact (below), and is put right
+  with integers where it might not be.
+
+Why the float64 division is exact: for integers 0 ≤ a < 2**53 and b > 0 the true quotient, if it is not whole, lies at
+least 1/b below the next integer, and the division errs by at most a/b · 2**-53 < 1/b; so it never reaches that integer.
+
+Arrays are C-contiguous. Tiles and states are written in place and belong to the caller; frames come as read-only views
+(:func:`read_only`), so that each kernel is compiled once, whoever owns the frame. A *window* (row0, row1, col0, col1)
+is the part of the tile to work on; (drow, dcol) added to a tile's pixel gives the frame's.
+
+>>> frame = read_only(np.full((4, 4), 7, np.uint16))
+>>> total, weight, tile = np.zeros((4, 4), np.uint32), np.zeros((4, 4), np.uint16), np.zeros((4, 4), np.uint16)
+>>> add_sum(total, weight, tile, tile, frame, np.full((4, 4), 9, np.uint8), 1, 4, 0, 4, -1, 0)
+>>> tile.tolist()
+[[0, 0, 0, 0], [7, 7, 7, 7], [7, 7, 7, 7], [7, 7, 7, 7]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Pixels = NDArray[Any]
+Mask = NDArray[np.bool_]
+Kernel = TypeVar("Kernel", bound=Callable[..., None])
+
+#: Weights are at most this.
+MAX_WEIGHT = 255
+#: So many visits fit the narrow state: 257 · 255 = 65535 (u16), and 257 · 255 · 65535 + 65535 // 2 < 2**32 (u32).
+MAX_NARROW_VISITS = 257
+
+_u16 = np.uint16
+_u32 = np.uint32
+_u64 = np.uint64
+_i64 = np.int64
+_f64 = np.float64
+
+
+def _compiled(function: Kernel) -> Kernel:
+    """Compile for the argument types of the first call, kept on disk, without the GIL while it runs."""
+    return cast(Kernel, njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+def read_only(frame: Pixels) -> Pixels:
+    """A read-only view of a frame, the one type that kernels take frames in; copied only if memory is not aligned."""
+    view = frame.view() if frame.flags.aligned else frame.copy()
+    view.flags.writeable = False
+    return view
+
+
+@_compiled
+def open_sum(
+    total: NDArray[np.uint32],
+    weight: NDArray[np.uint16],
+    tile: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+) -> None:
+    """Give back Σ w·v and Σ w of a tile that one frame covers, inside its window, from the tile's own pixels."""
+    size = tile.shape[0]
+    n = col1 - col0
+    for row in range(size):
+        if row < row0 or row >= row1:
+            for col in range(size):
+                total[row, col] = 0
+                weight[row, col] = 0
+            continue
+        for col in range(col0):
+            total[row, col] = 0
+            weight[row, col] = 0
+        for col in range(col1, size):
+            total[row, col] = 0
+            weight[row, col] = 0
+        s, w, v = total[row, col0:col1], weight[row, col0:col1], tile[row, col0:col1]
+        k = weights[row + drow, col0 + dcol : col1 + dcol]
+        for i in range(n):
+            s[i] = _u32(_u32(v[i]) * _u32(k[i]))
+            w[i] = _u16(k[i])
+
+
+@_compiled
+def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1: int) -> None:
+    """Copy a tile except for a window, which the caller is about to write."""
+    size = old.shape[0]
+    for row in range(size):
+        if row < row0 or row >= row1:
+            out[row] = old[row]
+        else:
+            out[row, :col0] = old[row, :col0]
+            out[row, col1:] = old[row, col1:]
+
+
+@_compiled
+def add_sum(
+    total: NDArray[np.uint32],
+    weight: NDArray[np.uint16],
+    old: Pixels,
+    out: Pixels,
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+) -> None:
+    """Blend a window of an integer frame and render it: v = (S + W div 2) div W, exactly; at most 257 visits.
+
+    Around the window `out` becomes a copy of `old`; they may be one array.
+    """
+    n = col1 - col0
+    copy_around(old, out, row0, row1, col0, col1)
+    for row in range(row0, row1):
+        s, w, rendered = total[row, col0:col1], weight[row, col0:col1], out[row, col0:col1]
+        v = frame[row + drow, col0 + dcol : col1 + dcol]
+        k = weights[row + drow, col0 + dcol : col1 + dcol]
+        for i in range(n):
+            s_new = _u32(s[i] + _u32(_u32(v[i]) * _u32(k[i])))
+            w_new = _u32(_u32(w[i]) + _u32(k[i]))
+            s[i] = s_new
+            w[i] = _u16(w_new)
+            # Below 2**32, so the float64 division is exact; via int32, which every processor converts to quickly.
+            rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
+
+
+@_compiled
+def add_wide_sum(
+    total: NDArray[np.uint64],
+    weight: NDArray[np.uint64],
+    old: Pixels,
+    out: Pixels,
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+) -> None:
+    """As :func:`add_sum` for any number of visits, to the same values."""
+    n = col1 - col0
+    copy_around(old, out, row0, row1, col0, col1)
+    for row in range(row0, row1):
+        s, w, rendered = total[row, col0:col1], weight[row, col0:col1], out[row, col0:col1]
+        v = frame[row + drow, col0 + dcol : col1 + dcol]
+        k = weights[row + drow, col0 + dcol : col1 + dcol]
+        for i in range(n):
+            s_new = s[i] + _u64(v[i]) * _u64(k[i])
+            w_new = w[i] + _u64(k[i])
+            s[i] = s_new
+            w[i] = w_new
+            # The quotient is a pixel value, so it errs by less than 1 however large S is; the remainder puts it right.
+            numerator, divisor = _i64(s_new + (w_new >> _u64(1))), _i64(w_new)
+            quotient = _i64(_f64(numerator) / _f64(divisor))
+            remainder = numerator - quotient * divisor
+            rendered[i] = quotient + _i64(remainder >= divisor) - _i64(remainder < 0)
+
+
+@_compiled
+def add_float_sum(
+    total: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    tile: Pixels,
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+) -> None:
+    """Blend the finite pixels of a window of a float frame and render them: f4(S / W), sums in float64."""
+    for row in range(row0, row1):
+        for col in range(col0, col1):
+            v = frame[row + drow, col + dcol]
+            if not np.isfinite(v):
+                continue
+            k = _f64(weights[row + drow, col + dcol])
+            # Assigned, not added to 0, so that a pixel of -0.0 stays one; w·v is exact: 8 + 24 bits.
+            s = k * _f64(v) if weight[row, col] == 0.0 else total[row, col] + k * _f64(v)
+            w = weight[row, col] + k
+            total[row, col] = s
+            weight[row, col] = w
+            tile[row, col] = np.float32(s / w)
+
+
+@_compiled
+def add_nearest(
+    distance: NDArray[np.int64],
+    rank: NDArray[np.int64],
+    tile: Pixels,
+    frame: Pixels,
+    frame_rank: int,
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+) -> None:
+    """Take each finite pixel whose frame's centre is nearer than its owner's so far, or as near and of higher rank.
+
+    Squared distances in doubled coordinates: pixel i of a frame of n lies 2·i + 1 − n from its centre.
+    """
+    height, width = frame.shape
+    for row in range(row0, row1):
+        dy = 2 * (row + drow) + 1 - height
+        for col in range(col0, col1):
+            v = frame[row + drow, col + dcol]
+            if not np.isfinite(v):
+                continue
+            dx = 2 * (col + dcol) + 1 - width
+            d = dy * dy + dx * dx
+            if d < distance[row, col] or (d == distance[row, col] and frame_rank > rank[row, col]):
+                distance[row, col] = d
+                rank[row, col] = frame_rank
+                tile[row, col] = v
+
+
+@_compiled
+def reduce_full(child: Pixels, parent: Pixels, row_half: int, col_half: int) -> None:
+    """Reduce a fully covered integer tile into a quadrant of its parent: mean of four, ties to even."""
+    half = child.shape[0] // 2
+    for row in range(half):
+        upper, lower = child[2 * row], child[2 * row + 1]
+        out = parent[row_half * half + row, col_half * half : (col_half + 1) * half]
+        for col in range(half):
+            s = _u32(
+                _u32(_u32(upper[2 * col]) + _u32(upper[2 * col + 1]))
+                + _u32(_u32(lower[2 * col]) + _u32(lower[2 * col + 1]))
+            )
+            out[col] = _u32(_u32(s + _u32(1)) + _u32(_u32(s >> _u32(2)) & _u32(1))) >> _u32(2)
+
+
+@_compiled
+def reduce_masked(
+    child: Pixels, child_mask: Mask, parent: Pixels, parent_mask: Mask, row_half: int, col_half: int
+) -> None:
+    """Reduce an integer tile of which only some pixels are covered: mean of the covered ones, ties to even.
+
+    Uncovered pixels of the child must be 0. All four roundings are computed and one is chosen: without branches, the
+    loop runs in vector registers.
+    """
+    half = child.shape[0] // 2
+    count = child_mask.view(np.uint8)
+    for row in range(half):
+        upper, lower = child[2 * row], child[2 * row + 1]
+        upper_count, lower_count = count[2 * row], count[2 * row + 1]
+        columns = slice(col_half * half, (col_half + 1) * half)
+        out, out_mask = parent[row_half * half + row, columns], parent_mask[row_half * half + row, columns]
+        for col in range(half):
+            s = _u32(
+                _u32(_u32(upper[2 * col]) + _u32(upper[2 * col + 1]))
+                + _u32(_u32(lower[2 * col]) + _u32(lower[2 * col + 1]))
+            )
+            n = _u32(
+                _u32(_u32(upper_count[2 * col]) + _u32(upper_count[2 * col + 1]))
+                + _u32(_u32(lower_count[2 * col]) + _u32(lower_count[2 * col + 1]))
+            )
+            of_two = _u32(s + _u32(_u32(s >> _u32(1)) & _u32(1))) >> _u32(1)
+            of_three = _u32(_u32(s + _u32(1)) // _u32(3))  # thirds never tie
+            of_four = _u32(_u32(s + _u32(1)) + _u32(_u32(s >> _u32(2)) & _u32(1))) >> _u32(2)
+            out[col] = of_four if n == 4 else (of_three if n == 3 else (of_two if n == 2 else s))
+            out_mask[col] = n > 0
+
+
+@_compiled
+def reduce_float(child: Pixels, parent: Pixels, row_half: int, col_half: int) -> None:
+    """Reduce a float tile: float64 sum of the finite pixels of each group, row by row, over their number; else NaN."""
+    half = child.shape[0] // 2
+    for row in range(half):
+        for col in range(half):
+            s, n = 0.0, 0
+            for r in range(2 * row, 2 * row + 2):
+                for c in range(2 * col, 2 * col + 2):
+                    v = child[r, c]
+                    if np.isfinite(v):
+                        # Assigned, not added to 0, so that a mean of -0.0 stays one.
+                        s = _f64(v) if n == 0 else s + _f64(v)
+                        n += 1
+            parent[row_half * half + row, col_half * half + col] = np.float32(s / n) if n else np.float32(np.nan)
+
+
+def kernels_for(dtype: str, mode: str) -> tuple[tuple[str, Callable[[], None]], ...]:
+    """What a run of this pixel type and blend mode will need compiled.
+
+    Parameters
+    ----------
+    dtype : str
+        ``|u1``, ``<u2`` or ``<f4``, or any name numpy has for them.
+    mode : str
+        One of `tilecast.blending.BLEND_MODES`.
+
+    Returns
+    -------
+    tuple of (name, thunk)
+        Calling a thunk compiles its kernel, or finds it on disk; the name is for a progress bar.
+    """
+    pixel = np.dtype(dtype)
+    is_float = pixel.kind == "f"
+    tile: Pixels = np.zeros((2, 2), pixel)
+    frame = read_only(tile.copy())
+    weights = np.ones((2, 2), np.uint8)
+    mask = np.ones((2, 2), np.bool_)
+    window = (0, 2, 0, 2, 0, 0)
+    chosen: list[tuple[str, Callable[[], None]]] = []
+
+    def need(name: str, kernel: Callable[..., None], *args: Any) -> None:
+        chosen.append((f"{name} {pixel.str}", partial(kernel, *args)))
+
+    def state(state_dtype: type[np.generic]) -> Pixels:
+        return np.zeros((2, 2), state_dtype)
+
+    if mode in ("feather", "mean") and is_float:
+        need("blend", add_float_sum, state(_f64), state(_f64), tile, frame, weights, *window)
+    elif mode in ("feather", "mean"):
+        need("recover", open_sum, state(_u32), state(_u16), tile, weights, *window)
+        need("blend", add_sum, state(_u32), state(_u16), tile, tile, frame, weights, *window)
+        need("blend many", add_wide_sum, state(_u64), state(_u64), tile, tile, frame, weights, *window)
+    elif mode == "nearest":
+        need("blend nearest", add_nearest, state(_i64), state(_i64), tile, frame, 0, *window)
+    if is_float:
+        need("reduce", reduce_float, tile, tile.copy(), 0, 0)
+    else:
+        need("reduce", reduce_full, tile, tile.copy(), 0, 0)
+        need("reduce edges", reduce_masked, tile, mask, tile.copy(), mask.copy(), 0, 0)
+    return tuple(chosen)
+
+
+def _all_kernels() -> tuple[tuple[str, Callable[[], None]], ...]:
+    found: dict[str, Callable[[], None]] = {}
+    for dtype in ("|u1", "<u2", "<f4"):
+        for mode in ("feather", "nearest"):
+            found.update(kernels_for(dtype, mode))
+    return tuple(found.items())
+
+
+#: Every kernel for every pixel type, as (name, thunk); a run needs only `kernels_for` its own.
+KERNELS = _all_kernels()

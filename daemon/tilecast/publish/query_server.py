@@ -1,0 +1,249 @@
+"""The query socket: checks what is asked, has it answered by reader threads, sends what they answer.
+
+The socket belongs to the asyncio loop; every answer is worked out in a small pool of threads, each with read-only
+connections of its own, so that no question, however large, makes another wait for long, and none touches ingest. A
+viewer may have a few questions in flight; above that it is told `busy`, and the others do not notice.
+
+Where a question is about the daemon rather than a store, or is an order of an operator, it is handed to `Operations`,
+which the service implements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import zmq
+import zmq.asyncio
+
+from tilecast.errors import StoreError
+from tilecast.publish import answers
+from tilecast.publish.answers import Answer
+from tilecast.store.folders import folder_nbytes, list_runs, run_folder
+from tilecast.store.sqlite_connection import TILES_NAME
+from tilecast.store.sqlite_reader import SqliteReader
+from tilecast_protocol.errors import MalformedError, PZFError, QueryError, TilecastError
+from tilecast_protocol.messages import Buffer
+from tilecast_protocol.queries import COMMANDS, make_error, make_reply, parse_query, query_id
+
+log = structlog.get_logger()
+
+MAX_IN_FLIGHT = 64
+_MAX_OPEN_READERS = 32
+
+
+class Operations(Protocol):
+    """What only the running daemon can answer or do. Called in threads of the pool."""
+
+    def hello(self) -> dict[str, Any]:
+        """Version, instrument, limits."""
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """Queues, rates, latencies, counters, disk, write-ahead log."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """State, and why not ready."""
+        ...
+
+    def unplaced(self, run: str) -> list[dict[str, Any]]:
+        """Frames of a run that have no place yet, and why."""
+        ...
+
+    def live_report(self, run: str) -> dict[str, Any] | None:
+        """The report of a loaded run as it would be written now; None if it is not loaded."""
+        ...
+
+    def operate(self, query: dict[str, Any]) -> dict[str, Any]:
+        """Carry out an operator's order; raises QueryError."""
+        ...
+
+
+class QueryServer:
+    """Answers queries.
+
+    Parameters
+    ----------
+    socket : zmq.asyncio.Socket
+        ROUTER, bound already.
+    root : Path
+        The folder of the runs.
+    operations : Operations
+    is_operator : callable
+        Tells from the first frame of a request whether its sender may give orders.
+    threads : int
+        Size of the pool.
+    max_region_pixels, max_tiles : int
+        Limits of `region`, and of a page.
+    """
+
+    def __init__(
+        self,
+        socket: zmq.asyncio.Socket,
+        *,
+        root: Path,
+        operations: Operations,
+        is_operator: Callable[[zmq.Frame], bool],
+        threads: int,
+        max_region_pixels: int,
+        max_tiles: int,
+    ) -> None:
+        self._socket = socket
+        self._root = root
+        self._operations = operations
+        self._is_operator = is_operator
+        self._max_region_pixels = max_region_pixels
+        self._max_tiles = max_tiles
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tilecast-read")
+        self._lock = threading.Lock()
+        self._readers: OrderedDict[str, SqliteReader] = OrderedDict()
+        self._in_flight: Counter[bytes] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.n_queries: Counter[str] = Counter()
+        self.n_errors: Counter[str] = Counter()
+
+    async def serve(self) -> None:
+        """Answer until cancelled."""
+        try:
+            while True:
+                frames = await self._socket.recv_multipart(copy=False)
+                self._accept(frames)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _accept(self, frames: list[zmq.Frame]) -> None:
+        """Begin to answer one request; a REQ socket puts an empty frame before it, a DEALER does not."""
+        identity, *rest = frames
+        envelope = [identity.bytes]
+        if len(rest) > 1 and len(rest[0]) == 0:
+            envelope.append(b"")
+            rest = rest[1:]
+        if not rest:
+            return
+        if self._in_flight[envelope[0]] >= MAX_IN_FLIGHT:
+            busy = QueryError("busy", f"{MAX_IN_FLIGHT} of your questions wait already; ask when one is answered")
+            self.n_errors["busy"] += 1
+            task = asyncio.ensure_future(self._send(envelope, make_error(query_id(rest[0]), busy)))
+        else:
+            self._in_flight[envelope[0]] += 1
+            task = asyncio.ensure_future(self._answer(envelope, rest))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, envelope: list[bytes], request: list[zmq.Frame]) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            operator = self._is_operator(request[0])
+            reply = await loop.run_in_executor(self._pool, self._reply, request, operator)
+            await self._send(envelope, reply)
+        finally:
+            self._in_flight[envelope[0]] -= 1
+            if not self._in_flight[envelope[0]]:
+                del self._in_flight[envelope[0]]
+
+    async def _send(self, envelope: list[bytes], reply: list[Buffer]) -> None:
+        try:
+            await self._socket.send_multipart([*envelope, *reply], copy=False, flags=zmq.DONTWAIT)
+        except zmq.Again:
+            self.n_errors["unsent"] += 1  # a viewer that does not read its answers; it will ask again, or not
+
+    def _reply(self, request: list[zmq.Frame], operator: bool) -> list[Buffer]:
+        """The whole answer to one request; in a thread of the pool."""
+        number = None
+        try:
+            if len(request) != 1:
+                raise QueryError("malformed", f"a request is one part; {len(request)} came")
+            number = query_id(request[0])
+            query = parse_query(request[0])
+            self.n_queries[query["cmd"]] += 1
+            if COMMANDS[query["cmd"]].operator and not operator:
+                raise QueryError("not-allowed", f"{query['cmd']} is for operators: on this machine, or with a key")
+            answer = self._answer_query(query)
+            return make_reply(number, answer.payload, **answer.values)
+        except QueryError as error:
+            refusal = error
+        except (StoreError, PZFError, MalformedError) as error:
+            refusal = QueryError("failed", str(error))
+        except TilecastError as error:
+            refusal = QueryError("failed", str(error))
+        except Exception as error:
+            log.error("query failed", error=repr(error), exc_info=error)
+            refusal = QueryError("failed", "the daemon failed to answer this; its log says why")
+        self.n_errors[refusal.code] += 1
+        return make_error(number, refusal)
+
+    def _answer_query(self, query: dict[str, Any]) -> Answer:
+        operations = self._operations
+        match query["cmd"]:
+            case "hello":
+                return Answer(operations.hello())
+            case "runs":
+                return Answer({"runs": self._runs()})
+            case "stats":
+                return Answer({"stats": operations.stats()})
+            case "health":
+                return Answer({"health": operations.health()})
+            case "run":
+                reader = self._reader(query["run"])
+                folder = run_folder(self._root, query["run"])
+                return Answer({"run": answers.run_details(reader.info(), folder_nbytes(folder))})
+            case "snapshot":
+                return answers.snapshot(self._reader(query["run"]), query, self._max_tiles)
+            case "changes":
+                return answers.changes(self._reader(query["run"]), query, self._max_tiles)
+            case "tile":
+                return answers.tile(self._reader(query["run"]), query)
+            case "region":
+                return answers.region(self._reader(query["run"]), query, self._max_region_pixels)
+            case "placements":
+                return answers.placements(self._reader(query["run"]), query, operations.unplaced(query["run"]))
+            case "report":
+                return Answer(self._report(query["run"]))
+            case _:
+                return Answer(operations.operate(query))
+
+    def _runs(self) -> list[dict[str, Any]]:
+        return [
+            {"run": found.run, "state": "damaged", "error": found.error}
+            if found.info is None
+            else answers.run_summary(found.info, folder_nbytes(found.folder))
+            for found in list_runs(self._root)
+        ]
+
+    def _report(self, run: str) -> dict[str, Any]:
+        live = self._operations.live_report(run)
+        info = self._reader(run).info()
+        if live is not None and info.state == "open":
+            return {"report": live, "revision": info.revision, "final": False}
+        return {"report": info.report, "revision": info.revision, "final": info.report is not None}
+
+    def _reader(self, run: str) -> SqliteReader:
+        """The read-only view of a run that all threads of the pool share."""
+        folder = run_folder(self._root, run)
+        with self._lock:
+            reader = self._readers.get(run)
+            if reader is None or not (folder / TILES_NAME).exists():
+                self._readers.pop(run, None)
+                if not (folder / TILES_NAME).exists():
+                    raise QueryError("unknown-run", f"there is no run {run} here; `runs` lists those that are")
+                reader = self._readers[run] = SqliteReader(folder)
+            self._readers.move_to_end(run)
+            while len(self._readers) > _MAX_OPEN_READERS:
+                self._readers.popitem(last=False)[1].close()
+            return reader
+
+    def forget(self, run: str) -> None:
+        """Close what is open of a run; it is about to be deleted."""
+        with self._lock:
+            reader = self._readers.pop(run, None)
+        if reader is not None:
+            reader.close()

@@ -1,0 +1,799 @@
+"""The mosaic of one run as a pure state machine: placed frames in, batches of rendered tiles out.
+
+    Placement ──add──▶ base tiles, blended ──flush──▶ their parents, level by level ──▶ Batch ──committed──▶ evictable
+
+It owns which tiles have changed, what of them is in memory, and nothing else: no socket, file, clock, log or thread.
+What it needs from outside it asks of three small interfaces: where committed frames lie (:class:`PlacementIndex`), the
+pixels of a frame (:class:`FrameSource`) and a committed tile (:class:`TileSource`). The same object serves live
+acquisition, recovery and the offline rebuild of a recording, which adds the placements in journal order.
+
+How it stays correct
+--------------------
+A base tile is *empty*, *solo* (one frame touches it; its pixels are that frame's, and give the state back) or *blended*
+(two or more; a state such as Σ w·v and Σ w beside the pixels, see `blending`). What is in memory of a tile is a cache:
+a tile of which nothing is there is looked up by one query for the whole frame, then taken from its committed pixels
+where those are enough, else blended anew from exactly the frames that cover it, in journal order. Integer sums do not
+care about order, and whatever does is given the same order again, so the bits are the same either way.
+
+Each flush renders from the changed tiles upwards, one quadrant of a parent per changed child; so after every batch each
+upper tile is the reduction of its four children. Levels go up to the one where the union of all planes' boxes spans
+2 × 2 tiles; when that grows a level, the new tiles are made for every plane.
+
+A tile exists if it has a covered pixel; one that loses its last (a frame moved away) is listed as gone.
+
+How memory stays bounded
+------------------------
+What a tile or a loaded frame holds is counted in bytes, and the least recently used is dropped when the budget is
+passed. Two things cannot be dropped and are the caller's to bound: tiles whose newest version is not committed yet
+(:attr:`PyramidStats.pinned_bytes`; flush and commit more often), and what one call works on (the frame, and the states
+of as many of its tiles as fit a quarter of the budget, at least one). Nothing that is kept, and nothing that one frame
+costs, grows with the number of frames or tiles of the run; only boxes of planes are kept, one for each plane.
+
+>>> from tilecast.geometry import PlaneKey, Placement
+>>> from tilecast.testing.memory_sources import MemorySources
+>>> outside = MemorySources()
+>>> mosaic = Pyramid(PyramidSettings("<u2", "feather", 64), budget_bytes=1 << 20,
+...                  placements=outside, frames=outside, tiles=outside)
+>>> frame = Placement(frame=0, view=0, plane=PlaneKey(), row=-8, col=0, height=64, width=200, source="stage", index=0)
+>>> mosaic.add(frame, np.full((64, 200), 7, np.uint16))
+True
+>>> batch = mosaic.flush()
+>>> batch.levels, len(batch.tiles), int(batch.tiles[PlaneKey(), TileKey(1, -1, 0)].pixels.max())
+(2, 12, 7)
+>>> outside.commit(batch)
+>>> mosaic.committed(batch.number)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecast import blending, kernels, reduction
+from tilecast.geometry import Placement, PlaneKey, Rect, TileKey, level_count, tiles_in, union_of
+
+Pixels = NDArray[Any]
+Mask = NDArray[np.bool_]
+#: One tile of one plane.
+Address = tuple[PlaneKey, TileKey]
+#: Tells the frames that touch each tile around the one at hand; asks the PlacementIndex when first called.
+_Covering = Callable[[], dict[TileKey, list[Placement]]]
+
+_DTYPES = ("|u1", "<u2", "<f4")
+#: Rough cost of the Python objects around a tile's or a frame's arrays.
+_OBJECT_BYTES = 1024
+#: What one call works on at a time may take this part of the budget.
+_PORTION = 4
+#: The quadrants of a tile as (lower half, right half).
+_QUADRANTS = frozenset({(0, 0), (0, 1), (1, 0), (1, 1)})
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidSettings:
+    """What is frozen at the start of a run and decides its pixels.
+
+    Attributes
+    ----------
+    dtype : str
+        ``|u1``, ``<u2`` or ``<f4``.
+    mode : str
+        One of `blending.BLEND_MODES`.
+    tile_size : int
+        Edge of a tile, pixels; even.
+    feather_px : int
+        For feather: widest ramp of weights at the edges of a frame, pixels.
+    """
+
+    dtype: str
+    mode: str = "feather"
+    tile_size: int = 256
+    feather_px: int = blending.FEATHER_PX
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}; got {self.dtype!r}")
+        if self.mode not in blending.BLEND_MODES:
+            raise ValueError(f"mode must be one of {', '.join(blending.BLEND_MODES)}; got {self.mode!r}")
+        if self.tile_size < 2 or self.tile_size % 2:
+            raise ValueError(f"tile_size must be an even number of pixels, 2 or more; got {self.tile_size}")
+        if self.feather_px < 1:
+            raise ValueError(f"feather_px must be 1 or more; got {self.feather_px}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RenderedTile:
+    """A tile as it is stored and shown.
+
+    Attributes
+    ----------
+    pixels : (T, T) array
+        Uncovered pixels are 0, or NaN in float tiles. Read-only where the pyramid made it.
+    coverage : (T, T) bool array or None
+        Which pixels a placed frame covers (at an upper level: any of their four children); None if all.
+    """
+
+    pixels: Pixels
+    coverage: Mask | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds."""
+        return self.pixels.nbytes + (0 if self.coverage is None else self.coverage.nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What one flush changed; to be written in one transaction.
+
+    Attributes
+    ----------
+    number : int
+        Rises by 1 per batch of this Pyramid, from 1; what `Pyramid.committed` takes.
+    placements : tuple of Placement
+        Added or moved since the last batch, each (frame, view) once, with where it lies now.
+    tiles : dict
+        New versions of tiles, lowest level first.
+    gone : tuple of (PlaneKey, TileKey)
+        Tiles of earlier batches that have no covered pixel any more.
+    levels : int
+        Levels of every plane, after this batch.
+    bboxes : dict
+        Level-0 boxes of the planes whose box has grown since the last batch; they never shrink.
+    """
+
+    number: int
+    placements: tuple[Placement, ...]
+    tiles: dict[Address, RenderedTile]
+    gone: tuple[Address, ...]
+    levels: int
+    bboxes: dict[PlaneKey, Rect]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory its tiles hold."""
+        return sum(tile.nbytes for tile in self.tiles.values())
+
+
+@dataclass(frozen=True, slots=True)
+class PyramidStats:
+    """What the pyramid holds and has done.
+
+    Attributes
+    ----------
+    nbytes : int
+        Memory counted against the budget.
+    budget_bytes : int
+        The budget.
+    pinned_bytes : int
+        The part of it that waits for a commit and cannot be evicted.
+    evictions : int
+        Tiles, states and loaded frames dropped.
+    rebuilds : int
+        Base tiles blended anew from the frames that cover them.
+    frames_loaded : int
+        Frames asked of the FrameSource.
+    hits, misses : int
+        Tiles wanted and found in memory, or not.
+    """
+
+    nbytes: int
+    budget_bytes: int
+    pinned_bytes: int
+    evictions: int
+    rebuilds: int
+    frames_loaded: int
+    hits: int
+    misses: int
+
+
+class PlacementIndex(Protocol):
+    """Where the committed frames of the run lie. Uncommitted ones the pyramid knows itself."""
+
+    def covering(self, plane: PlaneKey, rect: Rect) -> Sequence[Placement]:
+        """All committed placements of a plane whose rectangle shares a pixel with `rect`, in any order."""
+
+    def has_placement(self, frame: int, view: int) -> bool:
+        """Whether this view of this frame has been committed, wherever it lies."""
+
+
+class FrameSource(Protocol):
+    """The pixels of frames, as they are blended: calibrated, the same bits each time."""
+
+    def load(self, placement: Placement) -> NDArray[Any]:
+        """The (height, width) array of one placed frame."""
+
+
+class TileSource(Protocol):
+    """The committed tiles of the run."""
+
+    def read(self, plane: PlaneKey, key: TileKey) -> RenderedTile | None:
+        """The tile as last committed; None if there is none."""
+
+
+@dataclass(slots=True, eq=False)
+class _Tile:
+    """What is in memory of one tile. Base and upper tiles share it; the latter have no state and no frames."""
+
+    plane: PlaneKey
+    key: TileKey
+    pixels: Pixels | None = None  # None: the tile is known not to exist
+    mask: Mask | None = None  # covered pixels of an integer tile, None if all; float tiles tell by NaN
+    shared: bool = False  # a batch holds the arrays: copy before writing
+    state: blending.State | None = None
+    frames: int = 0  # how many touch it
+    solo: Placement | None = None  # the one that does, if it is one
+    last: tuple[int, int] = (-1, -1)  # highest journal order among them
+    exists: bool | None = False  # whether the store, or a batch on its way there, has a version; None: ask the store
+    batch: int = 0  # number of the uncommitted batch that its newest version is, or will be, part of; 0 if committed
+    nbytes: int = 0
+    pinned: int = 0
+
+    @property
+    def address(self) -> Address:
+        return self.plane, self.key
+
+
+@dataclass(slots=True, eq=False)
+class _LoadedFrame:
+    """A frame that a rebuild needed, kept while memory lasts, since neighbouring tiles will need it too."""
+
+    id: tuple[int, int]
+    pixels: Pixels
+    nbytes: int
+
+
+class Pyramid:
+    """The mosaic of one run: all planes, all levels. One thread at a time.
+
+    Parameters
+    ----------
+    settings : PyramidSettings
+        Pixel type, blend mode, tile size.
+    budget_bytes : int
+        Memory for states, tiles and loaded frames; see the module's text for what may pass it.
+    placements : PlacementIndex
+    frames : FrameSource
+    tiles : TileSource
+    levels : int
+        Levels committed so far; 0 for a new run.
+    bboxes : dict, optional
+        Boxes of the planes committed so far.
+
+    Notes
+    -----
+    If a call raises because a frame or a tile could not be read, the mosaic in memory may be half changed: every later
+    call raises RuntimeError. What is committed is right; go on with a new Pyramid on the same sources.
+    """
+
+    def __init__(
+        self,
+        settings: PyramidSettings,
+        *,
+        budget_bytes: int,
+        placements: PlacementIndex,
+        frames: FrameSource,
+        tiles: TileSource,
+        levels: int = 0,
+        bboxes: dict[PlaneKey, Rect] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._dtype = np.dtype(settings.dtype)
+        self._size = settings.tile_size
+        self._budget_bytes = budget_bytes
+        self._placements = placements
+        self._frames = frames
+        self._source = tiles
+        self._blender = blending.make_blender(settings.mode, self._dtype, settings.feather_px)
+        self._mask_bytes = settings.tile_size**2
+        self._pixel_bytes = self._mask_bytes * self._dtype.itemsize
+
+        self._levels = levels
+        self._bboxes = dict(bboxes or {})
+        self._union = union_of(self._bboxes.values())
+        self._boxes_before: dict[PlaneKey, Rect] = {}  # as last flushed, of planes that have grown since
+
+        self._number = 0  # of the last batch
+        self._dirty: dict[Address, _Tile] = {}  # base tiles changed since
+        self._news: dict[tuple[int, int], Placement] = {}  # placements added or moved since
+        self._uncommitted: dict[tuple[int, int], tuple[Placement, int]] = {}  # with the number of their batch
+        self._batches: dict[int, tuple[list[_Tile], list[tuple[int, int]]]] = {}  # not committed: tiles, placement ids
+
+        self._tiles: dict[Address, _Tile] = {}
+        self._loaded: dict[tuple[int, int], _LoadedFrame] = {}
+        # What can be dropped, least recently used first: tiles by address, frames by (frame, view).
+        self._lru: OrderedDict[Address | tuple[int, int], _Tile | _LoadedFrame] = OrderedDict()
+        self._held_bytes = 0
+        self._pinned_bytes = 0
+        self._evictions = self._rebuilds = self._frames_loaded = self._hits = self._misses = 0
+        self._midway = False
+
+    @property
+    def levels(self) -> int:
+        """Levels of every plane, as last flushed."""
+        return self._levels
+
+    @property
+    def bboxes(self) -> dict[PlaneKey, Rect]:
+        """Level-0 box of each plane so far (a copy)."""
+        return dict(self._bboxes)
+
+    def stats(self) -> PyramidStats:
+        """What is held and what has been done so far."""
+        return PyramidStats(
+            nbytes=self._held_bytes + self._blender.nbytes,
+            budget_bytes=self._budget_bytes,
+            pinned_bytes=self._pinned_bytes,
+            evictions=self._evictions,
+            rebuilds=self._rebuilds,
+            frames_loaded=self._frames_loaded,
+            hits=self._hits,
+            misses=self._misses,
+        )
+
+    # ---------------------------------------------------------------------------------------------- frames in
+
+    def add(self, placement: Placement, pixels: NDArray[Any] | None = None) -> bool:
+        """Blend a placed frame into the base tiles that it touches.
+
+        Parameters
+        ----------
+        placement : Placement
+            Where it lies. Frames may come in any order.
+        pixels : (height, width) C-contiguous array of the run's dtype, optional
+            Its pixels; asked of the FrameSource if None. Not kept beyond this call.
+
+        Returns
+        -------
+        bool
+            False, and nothing has happened, if this (frame, view) has been added before, wherever it lies.
+
+        Raises
+        ------
+        ValueError
+            If the pixels do not fit the placement or the run, or the placement does not fit the blend mode.
+        """
+        self._check_whole()
+        self._check_placement(placement)
+        if placement.id in self._uncommitted or self._placements.has_placement(*placement.id):
+            return False
+        frame = self._load(placement) if pixels is None else self._checked(placement, pixels)
+        self._midway = True
+        self._blend(placement, frame)
+        self._midway = False
+        return True
+
+    def move(self, old: Placement, new: Placement) -> None:
+        """Put a frame somewhere else: blend the tiles that it leaves anew, and add it where it goes.
+
+        Parameters
+        ----------
+        old : Placement
+            Where the frame lies: as added, whether committed or not.
+        new : Placement
+            Where it will: the same frame, view and journal index; the plane may be another.
+
+        Raises
+        ------
+        ValueError
+            If the two are not the same frame, or the frame does not lie at `old`.
+        """
+        self._check_whole()
+        self._check_placement(new)
+        if (old.id, old.index, old.height, old.width) != (new.id, new.index, new.height, new.width):
+            raise ValueError(f"a move keeps frame, view, index and size; got {old} and {new}")
+        if old not in self._covering(old.plane, old.rect):
+            raise ValueError(f"frame {old.frame}, view {old.view}, does not lie at {old.plane} {old.rect}")
+        frame = self._load(new)
+        self._midway = True
+        self._note(new)
+        # In the tiles that it leaves it may still lie, at its new place: a rebuild sees to both.
+        left = list(tiles_in(old.rect, 0, self._size))
+        covering = cache(partial(self._placements_by_tile, old.plane, left))
+        for portion in self._portions(left):
+            self._hold(old.plane, portion)
+            self._rebuild(old.plane, {key: covering().get(key, []) for key in portion}, new, frame)
+            self._release(old.plane, portion)
+        self._blend(new, frame, skip=frozenset(left) if old.plane == new.plane else frozenset())
+        self._midway = False
+
+    def _blend(self, placement: Placement, frame: Pixels, skip: frozenset[TileKey] = frozenset()) -> None:
+        """Blend a frame into its tiles but those of `skip`, a portion of them at a time."""
+        self._note(placement)
+        plane = placement.plane
+        keys = [key for key in tiles_in(placement.rect, 0, self._size) if key not in skip]
+        # Asked at most once for the whole frame, and only if a tile is not in memory.
+        covering = cache(partial(self._placements_by_tile, plane, keys, without=placement.id))
+        for portion in self._portions(keys):
+            self._hold(plane, portion)
+            rebuild = {}
+            for key in portion:
+                if not self._make_ready(plane, key, placement, covering):
+                    rebuild[key] = [*covering().get(key, []), placement]
+            if rebuild:
+                self._rebuild(plane, rebuild, placement, frame)
+            for key in portion:
+                if key not in rebuild:
+                    self._blend_tile(self._tiles[plane, key], placement, frame)
+            self._release(plane, portion)
+
+    def _note(self, placement: Placement) -> None:
+        """Take down a placement that the next batch will carry, and what it does to the boxes."""
+        self._news[placement.id] = placement
+        self._uncommitted[placement.id] = placement, self._number + 1
+        box = self._bboxes.get(placement.plane, Rect(0, 0, 0, 0))
+        if not box.contains(placement.rect):
+            self._boxes_before.setdefault(placement.plane, box)
+            self._bboxes[placement.plane] = box.union(placement.rect)
+            self._union = self._union.union(placement.rect)
+
+    def _make_ready(self, plane: PlaneKey, key: TileKey, placement: Placement, covering: _Covering) -> bool:
+        """Bring a base tile into memory so that `placement` can be blended into it; False if it must be rebuilt."""
+        tile = self._tiles.get((plane, key))
+        if tile is not None:
+            self._hits += 1
+            stale = tile.frames > 1 and tile.state is None and self._blender.needs_state
+            late = self._blender.ordered and placement.order < tile.last
+            return not (stale or late)
+        self._misses += 1
+        others = covering().get(key)
+        if others is None:
+            self._keep(_Tile(plane, key))
+            return True
+        last = max(other.order for other in others)
+        late = self._blender.ordered and placement.order < last
+        if late or (len(others) > 1 and self._blender.needs_state):
+            return False
+        tile = self._read(plane, key)
+        if tile is None:  # a float tile without a finite pixel is not stored
+            return False
+        tile.frames, tile.last, tile.solo = len(others), last, others[0] if len(others) == 1 else None
+        self._keep(tile)
+        return True
+
+    def _rebuild(
+        self, plane: PlaneKey, wanted: dict[TileKey, list[Placement]], own: Placement, own_pixels: Pixels
+    ) -> None:
+        """Blend base tiles anew from the frames that cover them, in journal order, each frame loaded once.
+
+        `own` is the frame at hand, whose pixels need not be loaded.
+        """
+        into: dict[tuple[int, int], tuple[Placement, list[_Tile]]] = {}
+        for key, placements in wanted.items():
+            before = self._tiles.get((plane, key))
+            tile = _Tile(plane, key, exists=None if before is None else before.exists)
+            if before is not None:
+                self._forget(before)
+            self._keep(tile)
+            self._mark(tile)
+            self._rebuilds += 1
+            for placement in placements:
+                into.setdefault(placement.id, (placement, []))[1].append(tile)
+        for placement, tiles in sorted(into.values(), key=lambda item: item[0].order):
+            frame = own_pixels if placement.id == own.id else self._load(placement, keep=True)
+            for tile in tiles:
+                self._blend_tile(tile, placement, frame)
+
+    def _blend_tile(self, tile: _Tile, placement: Placement, frame: Pixels) -> None:
+        """Blend a frame into a base tile that is in memory and ready for it."""
+        window = blending.window_of(placement, tile.key, self._size)
+        if tile.pixels is None:
+            self._paste_first(tile, frame, window)
+        else:
+            old = tile.pixels
+            if tile.state is None and tile.solo is not None:
+                solo_window = blending.window_of(tile.solo, tile.key, self._size)
+                tile.state = self._blender.open(old, tile.solo, solo_window)
+            if tile.shared:
+                tile.pixels = np.empty_like(old)
+                tile.mask = None if tile.mask is None else tile.mask.copy()
+                tile.shared = False
+            self._blender.add(tile.state, old, tile.pixels, tile.mask, frame, placement, window)
+            if tile.mask is not None:
+                tile.mask[window.in_tile] = True
+                if tile.mask.all():
+                    tile.mask = None
+        tile.frames += 1
+        tile.solo = placement if tile.frames == 1 else None
+        tile.last = max(tile.last, placement.order)
+        self._mark(tile)
+        self._account(tile)
+
+    def _paste_first(self, tile: _Tile, frame: Pixels, window: blending.Window) -> None:
+        """Make the pixels of a tile that its first frame covers: that frame's, unchanged."""
+        is_float = self._dtype.kind == "f"
+        if not is_float and window[:4] == (0, self._size, 0, self._size):
+            tile.pixels = frame[window.in_frame].copy()
+            return
+        tile.pixels = reduction.blank_tile(self._dtype, self._size)
+        blending.paste(tile.pixels, frame, window)
+        if not is_float:
+            tile.mask = np.zeros(tile.pixels.shape, np.bool_)
+            tile.mask[window.in_tile] = True
+
+    # -------------------------------------------------------------------------------------------- batches out
+
+    def flush(self) -> Batch | None:
+        """Render what has changed since the last flush, at every level.
+
+        Returns
+        -------
+        Batch or None
+            None if nothing has changed. Its tiles stay in memory until :meth:`committed` is told its number; batches
+            are to be committed in order.
+        """
+        self._check_whole()
+        if not self._news:
+            return None
+        self._midway = True
+        self._number += 1
+        levels = max(self._levels, level_count(self._union, self._size))
+        rendered: dict[Address, RenderedTile] = {}
+        gone: list[Address] = []
+        changed = list(self._dirty.values())
+        for tile in changed:
+            self._emit(tile, rendered, gone)
+        all_changed = list(changed)
+        for level in range(1, levels):
+            if level == self._levels:
+                changed += self._unchanged_tops(level - 1, {tile.address for tile in changed})
+            families: dict[Address, list[_Tile]] = {}
+            for tile in changed:
+                families.setdefault((tile.plane, tile.key.parent()), []).append(tile)
+            changed = [self._reduce(plane, key, children) for (plane, key), children in families.items()]
+            for tile in changed:
+                self._emit(tile, rendered, gone)
+            all_changed += changed
+        batch = Batch(
+            number=self._number,
+            placements=tuple(self._news.values()),
+            tiles=rendered,
+            gone=tuple(gone),
+            levels=levels,
+            bboxes={plane: self._bboxes[plane] for plane in self._boxes_before},
+        )
+        self._batches[self._number] = all_changed, list(self._news)
+        self._levels = levels
+        self._dirty, self._news, self._boxes_before = {}, {}, {}
+        self._shrink()
+        self._midway = False
+        return batch
+
+    def committed(self, number: int) -> None:
+        """Take note that this batch, and all before it, can now be read from the three sources.
+
+        Raises
+        ------
+        ValueError
+            If there is no such batch yet.
+        """
+        if number > self._number:
+            raise ValueError(f"batch {number} has not been made yet; the last one is {self._number}")
+        for done in [waiting for waiting in self._batches if waiting <= number]:
+            tiles, ids = self._batches.pop(done)
+            for tile in tiles:
+                if tile.batch != done:  # it has changed again, or has been replaced
+                    continue
+                tile.batch = 0
+                if tile.pixels is None:
+                    self._forget(tile)
+                else:
+                    self._account(tile)
+                    self._use(tile)
+            for frame_id in ids:
+                if self._uncommitted[frame_id][1] == done:
+                    del self._uncommitted[frame_id]
+        self._shrink()
+
+    def _emit(self, tile: _Tile, rendered: dict[Address, RenderedTile], gone: list[Address]) -> None:
+        """Hand out a changed tile, or list it as gone if nothing of it is covered any more."""
+        mask = tile.mask
+        if tile.pixels is not None and self._dtype.kind == "f":
+            mask = reduction.float_coverage(tile.pixels)
+        if tile.pixels is not None and (mask is None or mask.any()):
+            tile.shared = tile.exists = True
+            rendered[tile.address] = RenderedTile(_read_only(tile.pixels), None if mask is None else _read_only(mask))
+            return
+        if tile.exists is None:
+            tile.exists = self._source.read(tile.plane, tile.key) is not None
+        if tile.exists:
+            gone.append(tile.address)
+        tile.exists = False
+        if tile.frames == 0:  # a base tile under frames without a finite pixel keeps its state
+            tile.pixels = tile.mask = None
+            self._account(tile)
+
+    def _unchanged_tops(self, level: int, changed: set[Address]) -> Iterator[_Tile]:
+        """What else there is on the level that was the top so far: at most 2 × 2 tiles of each plane."""
+        for plane, box in self._bboxes.items():
+            for key in tiles_in(self._boxes_before.get(plane, box), level, self._size):
+                if (plane, key) not in changed:
+                    tile = self._tiles.get((plane, key)) or self._read(plane, key)
+                    if tile is not None and tile.exists:
+                        yield tile
+
+    def _reduce(self, plane: PlaneKey, key: TileKey, children: list[_Tile]) -> _Tile:
+        """Reduce the given children into the tile above them, and leave its other quadrants alone."""
+        tile = self._tiles.get((plane, key))
+        if tile is not None:
+            self._hits += 1
+        else:
+            self._misses += 1
+            tile = self._read(plane, key) or _Tile(plane, key)
+            self._keep(tile)
+        self._lru.pop(tile.address, None)
+        if tile.pixels is None:
+            tile.pixels = reduction.blank_tile(self._dtype, self._size)
+            tile.mask = None if self._dtype.kind == "f" else np.zeros(tile.pixels.shape, np.bool_)
+        elif tile.shared:
+            old, tile.pixels = tile.pixels, np.empty_like(tile.pixels)
+            rewritten = {(child.key.row & 1, child.key.col & 1) for child in children}
+            for half in _QUADRANTS - rewritten:
+                part = reduction.quadrant(*half, self._size)
+                tile.pixels[part] = old[part]
+            tile.mask = None if tile.mask is None else tile.mask.copy()
+        tile.shared = False
+        for child in children:
+            half = child.key.row & 1, child.key.col & 1
+            if child.exists and child.pixels is not None:
+                tile.mask = reduction.reduce_into(child.pixels, child.mask, tile.pixels, tile.mask, *half)
+            else:
+                tile.mask = reduction.clear_quadrant(tile.pixels, tile.mask, *half)
+        if tile.mask is not None and tile.mask.all():
+            tile.mask = None
+        tile.batch = self._number
+        self._account(tile)
+        return tile
+
+    # --------------------------------------------------------------------------------------- what is in memory
+
+    def _placements_by_tile(
+        self, plane: PlaneKey, keys: Sequence[TileKey], without: tuple[int, int] | None = None
+    ) -> dict[TileKey, list[Placement]]:
+        """The frames that touch each tile of a block, but one; tiles that none touches are left out."""
+        by_tile: dict[TileKey, list[Placement]] = {}
+        block = union_of(key.rect(self._size) for key in keys)
+        for placement in self._covering(plane, block):
+            if placement.id != without:
+                for key in tiles_in(placement.rect.intersect(block), 0, self._size):
+                    by_tile.setdefault(key, []).append(placement)
+        return by_tile
+
+    def _covering(self, plane: PlaneKey, rect: Rect) -> list[Placement]:
+        """All placements that share a pixel with a rectangle, committed or not, each where it lies now."""
+        found = [each for each in self._placements.covering(plane, rect) if each.id not in self._uncommitted]
+        for placement, _ in self._uncommitted.values():
+            if placement.plane == plane and not placement.rect.intersect(rect).empty:
+                found.append(placement)
+        return found
+
+    def _portions(self, keys: list[TileKey]) -> Iterator[list[TileKey]]:
+        """The tiles of one call, cut into portions whose states take no more than a part of the budget."""
+        tile_bytes = self._pixel_bytes + self._mask_bytes * (1 + self._blender.state_bytes) + _OBJECT_BYTES
+        count = max(1, self._budget_bytes // _PORTION // tile_bytes)
+        for start in range(0, len(keys), count):
+            yield keys[start : start + count]
+
+    def _load(self, placement: Placement, *, keep: bool = False) -> Pixels:
+        """The pixels of a frame; kept, if asked, while memory lasts."""
+        loaded = self._loaded.get(placement.id)
+        if loaded is not None:
+            self._lru.move_to_end(placement.id)
+            return loaded.pixels
+        pixels = self._checked(placement, self._frames.load(placement))
+        self._frames_loaded += 1
+        if keep and pixels.nbytes <= self._budget_bytes // _PORTION:
+            loaded = _LoadedFrame(placement.id, pixels, pixels.nbytes + _OBJECT_BYTES)
+            self._loaded[placement.id] = self._lru[placement.id] = loaded
+            self._held_bytes += loaded.nbytes
+            self._shrink()
+        return pixels
+
+    def _read(self, plane: PlaneKey, key: TileKey) -> _Tile | None:
+        """A tile as committed, not yet kept; None if there is none."""
+        stored = self._source.read(plane, key)
+        if stored is None:
+            return None
+        if stored.pixels.shape != (self._size, self._size):
+            raise ValueError(f"tile {plane} {key} should be {self._size} pixels square; got {stored.pixels.shape}")
+        pixels = np.require(stored.pixels, self._dtype, ["C", "A", "W"])
+        mask = None
+        if stored.coverage is not None and self._dtype.kind != "f":
+            mask = np.require(stored.coverage, np.bool_, ["C", "A", "W"])
+        return _Tile(plane, key, pixels, mask, shared=True, exists=True)
+
+    def _mark(self, tile: _Tile) -> None:
+        """Put a base tile among those that the next flush renders."""
+        tile.batch = self._number + 1
+        self._dirty[tile.address] = tile
+
+    def _keep(self, tile: _Tile) -> None:
+        """Hold a tile in memory; it cannot be evicted before it is `_use`d."""
+        self._tiles[tile.address] = tile
+        self._account(tile)
+
+    def _forget(self, tile: _Tile) -> None:
+        """Hold it no longer."""
+        tile.batch = 0
+        tile.pixels = tile.mask = tile.state = None
+        self._account(tile)
+        self._held_bytes -= tile.nbytes
+        del self._tiles[tile.address]
+        self._lru.pop(tile.address, None)
+
+    def _account(self, tile: _Tile) -> None:
+        """Count a tile's memory anew."""
+        nbytes = _OBJECT_BYTES
+        if tile.pixels is not None:
+            nbytes += self._pixel_bytes
+        if tile.mask is not None:
+            nbytes += self._mask_bytes
+        pinned = nbytes if tile.batch else 0
+        if tile.state is not None:
+            nbytes += tile.state.nbytes
+        self._held_bytes += nbytes - tile.nbytes
+        self._pinned_bytes += pinned - tile.pinned
+        tile.nbytes, tile.pinned = nbytes, pinned
+
+    def _hold(self, plane: PlaneKey, keys: list[TileKey]) -> None:
+        """Keep tiles from being evicted while they are worked on."""
+        for key in keys:
+            self._lru.pop((plane, key), None)
+
+    def _release(self, plane: PlaneKey, keys: list[TileKey]) -> None:
+        """Let them go again, as the most recently used."""
+        for key in keys:
+            self._use(self._tiles[plane, key])
+        self._shrink()
+
+    def _use(self, tile: _Tile) -> None:
+        """Count a tile as the most recently used, if anything of it can be dropped."""
+        if not tile.batch or tile.state is not None:
+            self._lru[tile.address] = tile
+            self._lru.move_to_end(tile.address)
+
+    def _shrink(self) -> None:
+        """Drop what has not been used for longest until the budget holds."""
+        while self._lru and self._held_bytes + self._blender.nbytes > self._budget_bytes:
+            _, oldest = self._lru.popitem(last=False)
+            self._evictions += 1
+            if isinstance(oldest, _LoadedFrame):
+                self._held_bytes -= oldest.nbytes
+                del self._loaded[oldest.id]
+            elif oldest.batch:
+                oldest.state = None
+                self._account(oldest)
+            else:
+                self._forget(oldest)
+
+    # ---------------------------------------------------------------------------------------------- what may come
+
+    def _check_whole(self) -> None:
+        if self._midway:
+            raise RuntimeError("an earlier call failed midway; go on with a new Pyramid on the same sources")
+
+    def _check_placement(self, placement: Placement) -> None:
+        if placement.height < 1 or placement.width < 1:
+            raise ValueError(f"a frame has at least one pixel; got {placement.height} × {placement.width}")
+        self._blender.check(placement)
+
+    def _checked(self, placement: Placement, pixels: Pixels) -> Pixels:
+        """The read-only view that kernels take, if the pixels fit the placement and the run."""
+        shape = placement.height, placement.width
+        if pixels.shape != shape or pixels.dtype != self._dtype or not pixels.flags.c_contiguous:
+            raise ValueError(
+                f"frame {placement.frame} should be a C-contiguous {shape} array of {self._dtype.str}; "
+                f"got {pixels.shape} of {pixels.dtype.str}"
+            )
+        return kernels.read_only(pixels)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view

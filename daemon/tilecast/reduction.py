@@ -1,0 +1,101 @@
+"""How four tiles become one of the next level: the exact mean of what is covered.
+
+Each pixel of an upper level is the mean of the covered pixels among its four children, ties to even (half-up would
+brighten a dim field by a grey level in eight levels), and it is covered if any of the four is. For float images the
+sum is taken in float64, row by row over the covered pixels, divided by their number and rounded once to float32; a
+pixel is covered if it is finite, and an uncovered one is NaN. So coverage of float tiles is read off their pixels,
+and of integer tiles it is a mask that travels beside them, or None where every pixel is covered, which is nearly
+everywhere and takes a plain kernel.
+
+Works on one child at a time, since that is what changes: :func:`reduce_into` rewrites one quadrant of the parent and
+leaves the other three alone. It does not know which child that is in the mosaic, nor where tiles are kept.
+
+>>> parent = np.zeros((4, 4), np.uint16)
+>>> mask = np.zeros((4, 4), np.bool_)
+>>> child = np.array([[1, 2, 9, 9], [2, 2, 9, 9], [0, 3, 5, 5], [0, 0, 5, 6]], np.uint16)
+>>> child_mask = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]], np.bool_)
+>>> mask = reduce_into(child, child_mask, parent, mask, 0, 1)
+>>> parent[:2, 2:].tolist(), mask[:2].tolist()
+([[2, 9], [3, 5]], [[False, False, True, True], [False, False, True, True]])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecast import kernels
+
+Pixels = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+
+def blank_tile(dtype: np.dtype[Any], tile_size: int) -> Pixels:
+    """A tile of which nothing is covered: zeros, or NaN for float images."""
+    if dtype.kind == "f":
+        return np.full((tile_size, tile_size), np.nan, dtype)
+    return np.zeros((tile_size, tile_size), dtype)
+
+
+def float_coverage(pixels: Pixels) -> Mask | None:
+    """Which pixels of a float tile are covered; None if all are."""
+    mask: Mask = np.isfinite(pixels)
+    return None if mask.all() else mask
+
+
+def quadrant(row_half: int, col_half: int, tile_size: int) -> tuple[slice, slice]:
+    """The part of a parent that the child of these parities is reduced into."""
+    half = tile_size // 2
+    return slice(row_half * half, (row_half + 1) * half), slice(col_half * half, (col_half + 1) * half)
+
+
+def reduce_into(
+    child: Pixels, child_mask: Mask | None, parent: Pixels, parent_mask: Mask | None, row_half: int, col_half: int
+) -> Mask | None:
+    """Reduce a tile into one quadrant of its parent, in place.
+
+    Parameters
+    ----------
+    child : (T, T) array
+        Pixels of the child; T is even.
+    child_mask : (T, T) bool array or None
+        Its covered pixels, None if all are; ignored for float images.
+    parent : (T, T) array
+        Rewritten in the quadrant, else left alone.
+    parent_mask : (T, T) bool array or None
+        As `child_mask`; rewritten in the quadrant.
+    row_half, col_half : 0 or 1
+        Which quadrant: the parities of the child's tile row and column.
+
+    Returns
+    -------
+    (T, T) bool array or None
+        The parent's mask: the one given, or a new one where a full parent has ceased to be full. It may be all True.
+    """
+    if parent.dtype.kind == "f":
+        kernels.reduce_float(child, parent, row_half, col_half)
+        return None
+    if child_mask is None:
+        kernels.reduce_full(child, parent, row_half, col_half)
+        if parent_mask is not None:
+            parent_mask[quadrant(row_half, col_half, len(parent))] = True
+        return parent_mask
+    if parent_mask is None:
+        parent_mask = np.ones(parent.shape, np.bool_)
+    kernels.reduce_masked(child, child_mask, parent, parent_mask, row_half, col_half)
+    return parent_mask
+
+
+def clear_quadrant(parent: Pixels, parent_mask: Mask | None, row_half: int, col_half: int) -> Mask | None:
+    """Make one quadrant uncovered, in place, because the child it came from is gone; returns the parent's mask."""
+    part = quadrant(row_half, col_half, len(parent))
+    if parent.dtype.kind == "f":
+        parent[part] = np.nan
+        return None
+    if parent_mask is None:
+        parent_mask = np.ones(parent.shape, np.bool_)
+    parent[part] = 0
+    parent_mask[part] = False
+    return parent_mask

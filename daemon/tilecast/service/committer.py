@@ -1,0 +1,432 @@
+"""The store thread: encodes rendered tiles, commits them, and only then has viewers told.
+
+It owns the one write connection of every loaded run. What it is given comes in the order in which the blender made it;
+a commit waits until the journal records of its frames are durable, because a tile must never show a frame whose record
+is gone. It never calls back into blending: that a batch is in the store is told through `on_committed`, which only
+leaves a note.
+
+When the disk is full it waits and tries the same commit again. Nothing is lost by that (the journal has the frames),
+and the full queue behind it slows the publishers, as it should.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+
+from tilecast import geometry
+from tilecast.geometry import Canvas, PlaneKey, Rect, TileKey
+from tilecast.hookspecs import Committed
+from tilecast.ingest.syncer import Syncer
+from tilecast.pyramid import Batch
+from tilecast.queues import ByteQueue
+from tilecast.service.runs import Run
+from tilecast.store.coverage import coverage_pack
+from tilecast.store.sqlite_connection import TILES_NAME
+from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.tile_store import Commit, NewRun, StoreFullError, TileRow
+from tilecast_protocol import pzf
+from tilecast_protocol.messages import RunNotice, Start, Tiles
+
+log = structlog.get_logger()
+
+#: Above this many changed tiles a notification only says that there are many (PROTOCOL, 3).
+MAX_ANNOUNCED_TILES = 4000
+_RETRY_S = 1.0
+_ENCODED_AT_ONCE = 32  # tiles; their copy stays in the processor's cache
+_DURABLE_POLL_S = 0.5
+
+
+@dataclass(slots=True)
+class Opened:
+    """Open the run's store, making it if need be."""
+
+    run: Run
+
+
+@dataclass(slots=True)
+class Rendered:
+    """Tiles that changed, to be committed as one.
+
+    Attributes
+    ----------
+    t_recv_ns : int or None
+        UTC, when the oldest frame in it arrived.
+    ticket : int
+        What must be durable before.
+    """
+
+    run: Run
+    batch: Batch
+    t_recv_ns: int | None
+    ticket: int
+
+
+@dataclass(slots=True)
+class Marked:
+    """Something about a run to keep, and then to announce: its state, its report, entries of its log."""
+
+    run: Run
+    state: str | None = None
+    report: tuple[int, dict[str, Any]] | None = None
+    notices: Sequence[RunNotice] = ()
+    events: Sequence[tuple[str, dict[str, Any]]] = ()
+    renamed: str | None = None
+    note: str | None = None
+    on_done: Callable[[], None] | None = None
+
+
+@dataclass(slots=True)
+class Closed:
+    """Checkpoint and close the run's store."""
+
+    run: Run
+    on_done: Callable[[], None]
+
+
+StoreItem = Opened | Rendered | Marked | Closed
+
+
+class Announcer(Protocol):
+    """Whoever tells viewers."""
+
+    def announce(self, message: Tiles | RunNotice) -> None:
+        """Send it soon; from any thread."""
+        ...
+
+
+@dataclass(slots=True)
+class CommitterStats:
+    """What the store thread has done, counted since its start.
+
+    Attributes
+    ----------
+    latency_s : list of float
+        Of the last commits: from the arrival of the oldest frame to the commit.
+    """
+
+    n_commits: int = 0
+    n_tiles: int = 0
+    n_bytes: int = 0
+    encode_s: float = 0.0
+    commit_s: float = 0.0
+    wait_durable_s: float = 0.0
+    n_retries: int = 0
+    latency_s: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    store: SqliteStore
+    canvas: Canvas | None
+    bbox: Rect
+    extent: Rect | None
+    outside_told: bool = False
+
+
+class Committer:
+    """The thread that writes all stores.
+
+    Parameters
+    ----------
+    queue : ByteQueue
+        Its work.
+    syncer : Syncer
+        Knows which journal records are durable.
+    announcer : Announcer
+    on_committed : callable
+        Called with (run, batch number) after each commit, in this thread.
+    tell_plugins : callable
+        Called with each commit; must not wait.
+    on_failure : callable
+        Called with the exception that ended this thread.
+    """
+
+    def __init__(
+        self,
+        queue: ByteQueue[StoreItem],
+        *,
+        syncer: Syncer,
+        announcer: Announcer,
+        on_committed: Callable[[Run, int], None],
+        tell_plugins: Callable[[Committed], None],
+        on_failure: Callable[[str, BaseException], None],
+        wal_limit_bytes: int,
+    ) -> None:
+        self._queue = queue
+        self._syncer = syncer
+        self._announcer = announcer
+        self._on_committed = on_committed
+        self._tell_plugins = tell_plugins
+        self._on_failure = on_failure
+        self._wal_limit_bytes = wal_limit_bytes
+        self._open: dict[str, _Open] = {}
+        self._revs: dict[str, tuple[int, int]] = {}
+        self._stopping = threading.Event()
+        self.stats = CommitterStats()
+        self._thread = threading.Thread(target=self._run, name="tilecast-store", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the queue was closed and everything in it is done."""
+        self._thread.join()
+
+    def abandon(self) -> None:
+        """Stop waiting for room on the disk: give up what cannot be written now. The journal has it."""
+        self._stopping.set()
+
+    def revs(self) -> dict[str, tuple[int, int]]:
+        """(epoch, rev) of every open store; from any thread."""
+        return dict(self._revs)
+
+    def wal_bytes(self) -> int:
+        """Length of the write-ahead logs of all open stores; from any thread."""
+        return sum(opened.store.size().wal_nbytes for opened in list(self._open.values()))
+
+    def _run(self) -> None:
+        try:
+            while not self._queue.drained:
+                item = self._queue.get(timeout_s=1.0)
+                if item is not None:
+                    self._do(item)
+        except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
+            self._on_failure("store", error)
+        finally:
+            for run in list(self._open):
+                self._close(run)
+
+    def _do(self, item: StoreItem) -> None:
+        match item:
+            case Opened(run):
+                self._opened(run)
+            case Rendered():
+                self._commit(item)
+            case Marked():
+                self._mark(item)
+            case Closed(run, on_done):
+                self._close(run.run)
+                on_done()
+
+    def _opened(self, run: Run) -> None:
+        store = open_or_create(run, wal_limit_bytes=self._wal_limit_bytes)
+        info = store.info()
+        self._open[run.run] = _Open(store, info.canvas, info.bbox, extent_of(run.start))
+        self._revs[run.run] = (info.epoch, info.rev)
+        run.store_ready.set()
+
+    def _commit(self, item: Rendered) -> None:
+        opened = self._open[item.run.run]
+        began = time.monotonic()
+        rows = encode_rows(item.batch)
+        encoded = time.monotonic()
+        while not self._syncer.wait_durable(item.ticket, _DURABLE_POLL_S):
+            if self._syncer.failure is not None:
+                return  # no promise can be kept any more; the journal's recovery decides what was real
+        durable = time.monotonic()
+        size = item.run.frozen.tile_size
+        commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns)
+        self._look_outside(item.run, opened, commit)
+        while True:
+            try:
+                result = opened.store.commit(commit)
+                break
+            except StoreFullError as error:
+                log.error("disk is full; tiles wait", run=item.run.run, error=str(error))
+                self.stats.n_retries += 1
+                if self._stopping.wait(_RETRY_S):
+                    return
+        opened.canvas = commit.canvas
+        opened.bbox = opened.bbox.union(geometry.union_of(item.batch.bboxes.values()))
+        done = time.monotonic()
+        self._revs[item.run.run] = (result.epoch, result.rev)
+        tiles = tuple((*row.plane, *row.key) for row in rows)
+        gone = tuple((*plane, *key) for plane, key in item.batch.gone)
+        many = len(tiles) + len(gone) > MAX_ANNOUNCED_TILES
+        start = item.run.start
+        self._announcer.announce(
+            Tiles(
+                instrument=start.instrument,
+                stream=start.stream,
+                run=item.run.run,
+                epoch=result.epoch,
+                rev=result.rev,
+                tiles=None if many else tiles,
+                gone=() if many else gone,
+                truncated=many,
+                t_recv_ns=item.t_recv_ns,
+                t_commit_ns=result.t_commit_ns,
+                bbox_um=None if opened.bbox.empty else rect_um(opened.bbox, start.effective_affine),
+            )
+        )
+        self._on_committed(item.run, item.batch.number)
+        self._tell_plugins(
+            Committed(
+                run=item.run.run,
+                instrument=start.instrument,
+                stream=start.stream,
+                epoch=result.epoch,
+                rev=result.rev,
+                tiles=tiles,
+                gone=gone,
+                t_recv_ns=item.t_recv_ns if item.t_recv_ns is not None else result.t_commit_ns,
+                t_commit_ns=result.t_commit_ns,
+            )
+        )
+        stats = self.stats
+        stats.n_commits += 1
+        stats.n_tiles += len(rows)
+        stats.n_bytes += sum(len(row.pzf) for row in rows)
+        stats.encode_s += encoded - began
+        stats.wait_durable_s += durable - encoded
+        stats.commit_s += done - durable
+        if item.t_recv_ns is not None:
+            stats.latency_s.append((result.t_commit_ns - item.t_recv_ns) / 1e9)
+            del stats.latency_s[:-1000]
+
+    def _look_outside(self, run: Run, opened: _Open, commit: Commit) -> None:
+        """Warn, once, of frames outside the canvas that was planned."""
+        bbox = geometry.union_of(commit.bboxes.values())
+        if opened.outside_told or commit.canvas is None or commit.canvas.contains(bbox):
+            return
+        opened.outside_told = True
+        text = "frames lie outside extent_um; they are blended, and seen by signed queries only"
+        log.warning(text, run=run.run)
+        self._announcer.announce(
+            RunNotice(
+                instrument=run.start.instrument,
+                stream=run.start.stream,
+                run=run.run,
+                kind="warning",
+                detail={"text": text},
+            )
+        )
+
+    def _mark(self, item: Marked) -> None:
+        store = self._open[item.run.run].store
+        if item.state is not None:
+            store.set_state(item.state)
+        if item.report is not None:
+            store.set_report(*item.report)
+        if item.renamed is not None:
+            store.rename(item.renamed)
+        if item.note is not None:
+            store.add_note(item.note)
+        for name, detail in item.events:
+            store.add_event(name, detail)
+        for notice in item.notices:
+            if notice.kind != "report":  # kept as the report itself
+                store.add_event(notice.kind, notice.detail)
+            self._announcer.announce(notice)
+        if item.on_done is not None:
+            item.on_done()
+
+    def _close(self, run: str) -> None:
+        opened = self._open.pop(run, None)
+        self._revs.pop(run, None)
+        if opened is not None:
+            opened.store.close()
+
+
+def open_or_create(run: Run, *, wal_limit_bytes: int) -> SqliteStore:
+    """The store of a loaded run; made from its `start` if the daemon died before it had one."""
+    if (run.folder / TILES_NAME).exists():
+        return SqliteStore.open(run.folder, lock=run.lock, wal_limit_bytes=wal_limit_bytes)
+    return SqliteStore.create(run.folder, new_run(run), lock=run.lock, wal_limit_bytes=wal_limit_bytes)
+
+
+def new_run(run: Run) -> NewRun:
+    """What a run's store is made from."""
+    return as_new_run(run.start, run.frozen.as_dict())
+
+
+def as_new_run(start: Start, settings: dict[str, Any]) -> NewRun:
+    """What the store of a run that began with `start` is made from."""
+    return NewRun(
+        run=start.run,
+        name=start.name,
+        instrument=start.instrument,
+        stream=start.stream,
+        start=start.raw_header or b"",
+        settings=settings,
+    )
+
+
+def as_commit(
+    batch: Batch,
+    rows: list[TileRow],
+    canvas: Canvas | None,
+    extent: Rect | None,
+    tile_size: int,
+    t_recv_ns: int | None,
+) -> Commit:
+    """The transaction of a batch.
+
+    Parameters
+    ----------
+    rows : list of TileRow
+        The batch's tiles, encoded.
+    canvas : Canvas or None
+        The one that holds now; the commit has the one that holds after it, and a new epoch if that is another.
+    extent : Rect or None
+        Where the scan is planned to go, for the first canvas.
+    """
+    bbox = geometry.union_of(batch.bboxes.values())
+    after = canvas
+    if canvas is not None:
+        after = canvas.grown(bbox)
+    elif not bbox.empty:
+        after = geometry.canvas_for(bbox, batch.levels, tile_size, extent)
+    return Commit(
+        tiles=rows,
+        gone=batch.gone,
+        placements=batch.placements,
+        levels=batch.levels,
+        bboxes=batch.bboxes,
+        canvas=after,
+        t_recv_ns=t_recv_ns,
+        new_epoch=None if canvas is None or after is canvas else "the canvas moved",
+    )
+
+
+def extent_of(start: Start) -> Rect | None:
+    """Where a run is planned to go, in level-0 pixels; None if its start does not say."""
+    return None if start.extent_um is None else geometry.extent_rect(start.extent_um, start.effective_affine)
+
+
+def encode_rows(batch: Batch) -> list[TileRow]:
+    """The tiles of a batch as the store keeps them: PZF, and packed coverage."""
+    keys: list[tuple[PlaneKey, TileKey]] = list(batch.tiles)
+    records = [
+        record
+        for first in range(0, len(keys), _ENCODED_AT_ONCE)
+        for record in pzf.encode_images(
+            np.stack([batch.tiles[key].pixels for key in keys[first : first + _ENCODED_AT_ONCE]])
+        )
+    ]
+    return [
+        TileRow(plane, key, record, coverage_pack(batch.tiles[plane, key].coverage))
+        for (plane, key), record in zip(keys, records, strict=True)
+    ]
+
+
+def rect_um(rect: Rect, affine: Sequence[Sequence[float]]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The bounding box in stage µm of a rectangle of level-0 pixels."""
+    (a, b), (c, d) = affine
+    corners: Iterable[tuple[int, int]] = (
+        (rect.col0, rect.row0),
+        (rect.col0, rect.row1),
+        (rect.col1, rect.row0),
+        (rect.col1, rect.row1),
+    )
+    points = [(a * x + b * y, c * x + d * y) for x, y in corners]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return (min(xs), min(ys)), (max(xs), max(ys))

@@ -1,0 +1,816 @@
+"""Every option of tilecast, in one table: its default, its unit, its help, and the checks it must pass.
+
+The models below *are* that table. The documentation, `tilecast config`, the example file, the names of the
+environment variables and the error messages are all made from it, so that they cannot disagree. Options come from
+four places, and the later one wins: the defaults, one TOML file, variables `TILECAST_…`, and `--set option=value`.
+Which place each value came from is kept (`Config.provenance`), because "where does this value come from?" is the first
+question when something is odd.
+
+What is not known is refused, with the nearest known name: a mistyped option that is silently ignored costs an
+afternoon at the microscope. A TOML file is taken by its word (`"5"` is not the number 5); variables and `--set` are
+text, and are read as the type of their option.
+
+This module does not open sockets, create folders or read key files; it says what should be done, and whether it may.
+
+Notes
+-----
+`notify` and `query` are endpoints, and TOML cannot have both `query = "tcp://…"` and a table `[query]`; so the further
+options about viewers are in the table `[viewers]`.
+
+Examples
+--------
+>>> config = load(overrides=["ingest.idle_end_s=5", "blend.budget_bytes=64MiB"], environ={})
+>>> config.ingest.idle_end_s, config.blend.budget_bytes
+(5.0, 67108864)
+>>> config.provenance["ingest.idle_end_s"]
+'--set'
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+import platformdirs
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+
+from tilecast.errors import ConfigError
+
+ENV_PREFIX = "TILECAST_"
+ENV_CONFIG_FILE = "TILECAST_CONFIG"
+"""The one variable that is not an option: it names the file, as `--config` does."""
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?\s*")
+_SIZE_FACTOR = {
+    None: 1,
+    "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+    "ki": 1 << 10, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
+}  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:\[\]/]+):(?P<port>\d{1,5}|\*)")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a person may write for an option, and how text from the command line becomes it.
+
+    Parameters
+    ----------
+    name : str
+        In plain words, for tables and messages.
+    from_text : callable
+        Turns the text of a variable or of `--set` into what a TOML file would have held.
+    """
+
+    name: str
+    from_text: Callable[[str], Any]
+
+
+def parse_size(value: object) -> object:
+    """Read a size in bytes: a whole number, or text such as `"256MiB"`, `"1.5 GiB"` or `"64 MB"`.
+
+    Returns what it cannot read as it is, for the validation that follows to refuse.
+
+    >>> parse_size("1.5 KiB")
+    1536
+    """
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise ValueError("a size is a whole number of bytes, or text such as '256MiB' or '2GB'")
+        return int(float(match[1]) * _SIZE_FACTOR[match[2]])
+    return value
+
+
+def format_size(nbytes: int) -> str:
+    """Bytes as a person writes them, exactly: in the largest binary unit that divides them.
+
+    >>> format_size(256 << 20), format_size(1000)
+    ('256MiB', '1000')
+    """
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes and nbytes % factor == 0:
+            return f"{nbytes // factor}{unit}"
+    return str(nbytes)
+
+
+def endpoint_is_local(endpoint: str) -> bool:
+    """Whether only this machine can reach a ZeroMQ endpoint: `ipc://`, or `tcp://` on the loopback interface.
+
+    Everything in doubt (a host name, an interface, a wildcard) counts as not local.
+
+    >>> endpoint_is_local("tcp://127.0.0.1:5570"), endpoint_is_local("tcp://*:5570")
+    (True, False)
+    """
+    if endpoint.startswith(("ipc://", "inproc://")):
+        return True
+    match = _TCP.fullmatch(endpoint)
+    if match is None:
+        return False
+    host = match["host"].strip("[]")
+    if host in ("localhost", "lo"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_endpoint(endpoint: str) -> str:
+    if endpoint == "" or (endpoint.startswith("ipc://") and len(endpoint) > len("ipc://")):
+        return endpoint
+    match = _TCP.fullmatch(endpoint)
+    if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
+        raise ValueError("an endpoint looks like 'tcp://127.0.0.1:5570' or 'ipc:///run/tilecast/ack'")
+    return endpoint
+
+
+def _check_connect_endpoint(endpoint: str) -> str:
+    match = _TCP.fullmatch(_check_endpoint(endpoint))
+    if endpoint == "" or (match is not None and ("*" in (match["host"], match["port"]) or match["host"] == "0.0.0.0")):
+        raise ValueError("to connect, an endpoint needs a host and a port: 'tcp://camera-pc:5556'")
+    return endpoint
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name == "daemon":
+        raise ValueError("a name has 1 to 64 of A-Z a-z 0-9 _ . -, begins with a letter or digit, and is not 'daemon'")
+    return name
+
+
+def _check_even(value: int) -> int:
+    if value % 2:
+        raise ValueError("a tile's size must be even: four tiles are reduced to one")
+    return value
+
+
+def _as_path(value: object) -> object:
+    return Path(value).expanduser() if isinstance(value, str) and value else value
+
+
+def _as_optional_path(value: object) -> object:
+    return None if value == "" else _as_path(value)
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _list_from_text(item: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reader of lists: TOML's notation, or items separated by commas; no text is no item."""
+
+    def from_text(text: str) -> Any:
+        if text.lstrip().startswith("["):
+            return tomllib.loads(f"value = {text}")["value"]
+        return [item(part.strip()) for part in text.split(",") if part.strip()]
+
+    return from_text
+
+
+def _number_from_text(text: str) -> Any:
+    """An int or a float where the text is one; otherwise the text, for the validation to refuse by name."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _bool_from_text(text: str) -> Any:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return words.get(text.strip().lower(), text)
+
+
+def _same_text(text: str) -> Any:
+    return text
+
+
+SOCKETS = ("ingest.ack", "ingest.pull", "ingest.sub", "notify", "query")
+BLEND_MODES = ("feather", "mean", "max", "min", "newest", "nearest")
+
+Endpoint = Annotated[str, Kind("endpoint", _same_text), AfterValidator(_check_endpoint)]
+Endpoints = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_connect_endpoint)], ...],
+    Kind("list of endpoints", _list_from_text(str)),
+    BeforeValidator(_as_tuple),
+]
+SocketNames = Annotated[
+    tuple[Literal["ingest.ack", "ingest.pull", "ingest.sub", "notify", "query"], ...],
+    Kind("list of sockets", _list_from_text(str)),
+    BeforeValidator(_as_tuple),
+]
+Statuses = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=3)], ...],
+    Kind("list of numbers from 0 to 3", _list_from_text(_number_from_text)),
+    BeforeValidator(_as_tuple),
+]
+Size = Annotated[int, Kind("size", _same_text), BeforeValidator(parse_size)]
+Folder = Annotated[Path, Kind("path", _same_text), BeforeValidator(_as_path)]
+OptionalPath = Annotated[Path | None, Kind("path", _same_text), BeforeValidator(_as_optional_path)]
+InstrumentName = Annotated[str, Kind("name", _same_text), AfterValidator(_check_name)]
+
+_KIND_OF_TYPE = {
+    bool: Kind("true or false", _bool_from_text),
+    int: Kind("whole number", _number_from_text),
+    float: Kind("number", _number_from_text),
+    str: Kind("text", _same_text),
+}
+
+
+def _option(default: Any, help_: str, *, unit: str = "", default_text: str = "", **constraints: Any) -> Any:
+    """One row of the table. A callable default is evaluated at `load`, and needs a text to show in documents."""
+    extra: JsonDict = {"unit": unit, "default_text": default_text}
+    if callable(default):
+        return Field(default_factory=default, description=help_, json_schema_extra=extra, **constraints)
+    return Field(default, description=help_, json_schema_extra=extra, **constraints)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class IngestOptions(_Section):
+    """Where frames and stage positions come in."""
+
+    ack: Endpoint = _option(
+        "tcp://127.0.0.1:5570",
+        "ROUTER socket for publishers that want every frame acknowledged (the recommended way). Empty: none.",
+    )
+    pull: Endpoint = _option(
+        "tcp://127.0.0.1:5571",
+        "PULL socket for simple publishers (PUSH); it blocks them while the daemon is behind. Empty: none.",
+    )
+    sub: Endpoints = _option(
+        (), "PUB sockets of other programs to listen to. They are lossy; what is lost is reported."
+    )
+    idle_end_s: float = _option(
+        30.0, "A run that has been silent for this long is idle, and its report is written.", unit="s", gt=0
+    )
+    reorder_tolerance_ms: float = _option(
+        500.0,
+        "How long a frame or message may be overtaken by later ones before it counts as missing.",
+        unit="ms",
+        ge=0,
+    )
+    gap_report_ms: float = _option(
+        1000.0,
+        "What goes wrong in a run (gaps, late frames, refusals) is gathered for this long, and announced once.",
+        unit="ms",
+        gt=0,
+    )
+    hold_bytes: Size = _option(
+        64 * MIB,
+        "Frames that came before the start of their run, on sockets that cannot be answered, are held up to this size.",
+        unit="bytes",
+        ge=0,
+    )
+    hold_s: float = _option(
+        10.0,
+        "Frames that came before the start of their run are held for this long; then they count as lost.",
+        unit="s",
+        gt=0,
+    )
+    max_frame_bytes: Size = _option(
+        256 * MIB, "A frame that is larger than this, as sent or decoded, is refused.", unit="bytes", ge=1
+    )
+    credit_bytes: Size = _option(
+        64 * MIB,
+        "How much one acknowledged publisher may send ahead of the acknowledgements; at least one frame.",
+        unit="bytes",
+        ge=1,
+    )
+    queue_bytes: Size = _option(
+        64 * MIB,
+        "High-water mark of what waits inside the sockets on which frames come in.",
+        unit="bytes",
+        ge=1,
+    )
+    blend_status: Statuses = _option(
+        (0, 3),
+        "Frames with these status values are blended (0 good, 1 incomplete, 2 repeated, 3 saturated); others are kept "
+        "and listed.",
+    )
+
+
+class JoinOptions(_Section):
+    """How frames without a position of their own find it in the stage stream."""
+
+    max_gap_ms: float = _option(
+        250.0, "A frame is placed only between two stage messages that are at most this far apart.", unit="ms", gt=0
+    )
+    timeout_ms: float = _option(
+        2000.0,
+        "After this wait an unplaced frame is reported. It is still placed when its stage messages come.",
+        unit="ms",
+        gt=0,
+    )
+    allow_moving: bool = _option(False, "Place frames that were exposed while the stage moved.")
+
+
+class JournalOptions(_Section):
+    """The recording that everything else can be made from again."""
+
+    durability: Literal["fsync", "os"] = _option(
+        "fsync",
+        "What an acknowledgement promises. fsync: the frame survives a power failure; os: it survives the end of the "
+        "process, but not of the machine.",
+    )
+    fsync_interval_ms: float = _option(
+        5.0,
+        "Longest wait from writing a frame to the fsync that makes it durable. 0: after each message.",
+        unit="ms",
+        ge=0,
+        le=10_000,
+    )
+    segment_bytes: Size = _option(
+        1 * GIB, "The journal of a run is cut into files of about this size.", unit="bytes", ge=1 * MIB
+    )
+
+
+class BlendOptions(_Section):
+    """How frames become a mosaic."""
+
+    mode: Literal["feather", "mean", "max", "min", "newest", "nearest"] = _option(
+        "feather", "What is shown where frames overlap, for runs whose start does not say."
+    )
+    tile_size: Annotated[int, AfterValidator(_check_even)] = _option(
+        256, "Edge of a tile of the mosaic, for new runs.", unit="px", ge=16, le=4096
+    )
+    budget_bytes: Size = _option(
+        256 * MIB,
+        "Memory for the parts of mosaics that are being worked on. What does not fit is made again from the journal.",
+        unit="bytes",
+        ge=1 * MIB,
+    )
+    queue_bytes: Size = _option(
+        64 * MIB, "Frames that wait to be blended, at most. A full queue slows the publisher.", unit="bytes", ge=1
+    )
+
+
+class StoreOptions(_Section):
+    """Where runs lie on disk."""
+
+    path: Folder = _option(
+        lambda: platformdirs.user_data_path("tilecast") / "runs",
+        "The folder that holds the runs, each in a folder of its own. It must be on a disk of this machine.",
+        default_text="~/.local/share/tilecast/runs",
+    )
+    commit_interval_ms: float = _option(
+        100.0, "Changed tiles are written, and announced to viewers, at most this often.", unit="ms", ge=0
+    )
+    queue_bytes: Size = _option(
+        64 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
+    )
+    wal_limit_bytes: Size = _option(
+        256 * MIB, "SQLite's write-ahead log of a run is kept below about this size.", unit="bytes", ge=1 * MIB
+    )
+
+
+class ViewerOptions(_Section):
+    """What viewers may ask for, beside the endpoints `notify` and `query`."""
+
+    max_region_pixels: int = _option(1 << 25, "Largest region that one query may ask for.", unit="px", ge=1, le=1 << 31)
+    max_snapshot_tiles: int = _option(
+        4000, "Tiles listed in one page of a snapshot, or of changes.", unit="tiles", ge=1, le=1_000_000
+    )
+    threads: int = _option(2, "Threads that answer queries.", ge=1, le=64)
+    queue_bytes: Size = _option(
+        32 * MIB,
+        "High-water mark of notifications waiting for slow viewers; beyond it they lose some, and catch up.",
+        unit="bytes",
+        ge=1,
+    )
+
+
+class CalibrationOptions(_Section):
+    """Where the images named by `dark` and `flat` in a run's start are found."""
+
+    path: Folder = _option(
+        lambda: platformdirs.user_data_path("tilecast") / "calibrations",
+        'The folder with calibration images, NPY or TIFF: `flat = "20x"` means 20x.npy, 20x.tif or 20x.tiff in it.',
+        default_text="~/.local/share/tilecast/calibrations",
+    )
+
+
+class CurveOptions(_Section):
+    """Keys for sockets that other machines can reach (CURVE; key files as ZeroMQ certificates)."""
+
+    secret_key: OptionalPath = _option(None, "The daemon's own key, a file `*.key_secret`.")
+    clients: OptionalPath = _option(
+        None, "Folder with the public keys (`*.key`) of the publishers and viewers that may connect."
+    )
+    operators: OptionalPath = _option(
+        None, "Folder with the public keys of those who may also end, rename, rebuild and delete runs."
+    )
+    publishers: OptionalPath = _option(
+        None, "Public key (`*.key`) of the programs that `ingest.sub` listens to on other machines."
+    )
+
+
+class LogOptions(_Section):
+    """What the daemon says about itself, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = _option("info", "The least important messages to show.")
+    format: Literal["auto", "console", "json"] = _option(
+        "auto", "console is for people, json (one object a line) for programs; auto: console in a terminal, else json."
+    )
+    flood_s: float = _option(
+        10.0, "A message that repeats is summed up over this time instead of being shown again. 0: never.",
+        unit="s", ge=0,
+    )  # fmt: skip
+
+
+class Config(_Section):
+    """All options, checked, and never changed afterwards. Read as `config.ingest.ack`, `config.store.path`, …"""
+
+    instrument: InstrumentName = _option(
+        "microscope", "The name of this microscope in what the daemon itself publishes."
+    )
+    notify: Endpoint = _option(
+        "tcp://127.0.0.1:5572", "PUB socket on which viewers are told which tiles changed. Empty: none."
+    )
+    query: Endpoint = _option("tcp://127.0.0.1:5573", "ROUTER socket on which viewers and operators ask. Empty: none.")
+    allow_plaintext: SocketNames = _option(
+        (), "Sockets that may be reached from other machines without encryption and keys."
+    )
+    ingest: IngestOptions = Field(default_factory=IngestOptions)
+    join: JoinOptions = Field(default_factory=JoinOptions)
+    journal: JournalOptions = Field(default_factory=JournalOptions)
+    blend: BlendOptions = Field(default_factory=BlendOptions)
+    store: StoreOptions = Field(default_factory=StoreOptions)
+    viewers: ViewerOptions = Field(default_factory=ViewerOptions)
+    calibration: CalibrationOptions = Field(default_factory=CalibrationOptions)
+    curve: CurveOptions = Field(default_factory=CurveOptions)
+    log: LogOptions = Field(default_factory=LogOptions)
+
+    _provenance: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Where each option's value came from: `default`, a file's path, a variable's name, or `--set`."""
+        return {info.name: self._provenance.get(info.name, "default") for info in options()}
+
+    def value(self, name: str) -> Any:
+        """The value of the option with this dotted name; KeyError if there is none."""
+        found: Any = self
+        for part in name.split("."):
+            if part not in type(found).model_fields:
+                raise KeyError(name)
+            found = getattr(found, part)
+        return found
+
+    def endpoints(self, socket: str) -> tuple[str, ...]:
+        """The endpoints of one of the five sockets; empty if it is switched off."""
+        value = self.value(socket)
+        return value if isinstance(value, tuple) else (value,) if value else ()
+
+    def needs_curve(self, socket: str) -> bool:
+        """Whether this socket must speak CURVE: other machines can reach it, and plain text was not allowed."""
+        reachable = not all(map(endpoint_is_local, self.endpoints(socket)))
+        return reachable and socket not in self.allow_plaintext
+
+    @model_validator(mode="after")
+    def _no_open_doors(self) -> Self:
+        for socket in SOCKETS:
+            if not self.needs_curve(socket):
+                continue
+            reachable = next(endpoint for endpoint in self.endpoints(socket) if not endpoint_is_local(endpoint))
+            needed = ("curve.secret_key", "curve.publishers" if socket == "ingest.sub" else "curve.clients")
+            missing = [name for name in needed if self.value(name) is None]
+            if missing:
+                raise ValueError(
+                    f"{socket} = {reachable} can be reached from other machines and needs keys: set "
+                    f"{' and '.join(missing)}, or use an endpoint on 127.0.0.1 or ipc://, or, if everybody on that "
+                    f'network may read and write, allow_plaintext = ["{socket}"]'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _no_shared_endpoint(self) -> Self:
+        bound: dict[str, str] = {}
+        for socket in ("ingest.ack", "ingest.pull", "notify", "query"):
+            for endpoint in self.endpoints(socket):
+                if endpoint in bound and not endpoint.endswith(":*"):
+                    raise ValueError(f"{bound[endpoint]} and {socket} are both {endpoint}: give each its own endpoint")
+                bound[endpoint] = socket
+        return self
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """One row of the table of options, for documents and messages.
+
+    Attributes
+    ----------
+    name : str
+        Dotted, as in `--set` and, with tables, in the file.
+    type : str
+        What may be written, in plain words.
+    default : str
+        As written in TOML; empty text where there is none.
+    unit, help : str
+    """
+
+    name: str
+    type: str
+    default: str
+    unit: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets this option."""
+        return ENV_PREFIX + self.name.replace(".", "_").upper()
+
+
+def options() -> list[OptionInfo]:
+    """The whole table, in the order of the file: first what is outside any table, then table by table."""
+    return [_info(name, field) for name, field in _fields()]
+
+
+def load(
+    config_file: Path | str | None = None,
+    overrides: Iterable[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """Put the configuration together and check it.
+
+    Parameters
+    ----------
+    config_file : path, optional
+        A TOML file. Relative paths in it start from its own folder.
+    overrides : iterable of str
+        `option=value`, as given to `--set`; the last one wins.
+    environ : mapping
+        Where the variables `TILECAST_…` are looked up.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ConfigError
+        With one line for everything that is wrong: which option, where it was set, what was expected.
+    """
+    problems: list[str] = []
+    layers: list[Iterator[tuple[str, Any, str]]] = []
+    if config_file is not None:
+        layers.append(_from_file(Path(config_file), problems))
+    layers.append(_from_environ(environ, problems))
+    layers.append(_from_overrides(overrides, problems))
+
+    tree: dict[str, Any] = {}
+    provenance: dict[str, str] = {}
+    for layer in layers:
+        for name, value, source in layer:
+            *sections, leaf = name.split(".")
+            table = tree
+            for section in sections:
+                table = table.setdefault(section, {})
+            table[leaf] = value
+            provenance[name] = source
+    config: Config | None = None
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as exc:
+        problems += [_explain(error, provenance) for error in exc.errors()]
+    if problems or config is None:
+        raise ConfigError("\n".join(problems))
+    config._provenance.update(provenance)
+    return config
+
+
+def nearest_option(name: str) -> str | None:
+    """The known option that somebody who wrote `name` probably meant, or None.
+
+    >>> nearest_option("ingest.idle_end"), nearest_option("tile_size")
+    ('ingest.idle_end_s', 'blend.tile_size')
+    """
+    names = [name for name, _ in _fields()]
+    if match := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+        return match[0]
+    leaves = {known.rpartition(".")[2]: known for known in reversed(names)}
+    if match := difflib.get_close_matches(name.rpartition(".")[2], leaves, n=1, cutoff=0.7):
+        return leaves[match[0]]
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), None)
+
+
+def to_toml(config: Config | None = None) -> str:
+    """An example file: every option with its help, commented out where it has its default value.
+
+    Parameters
+    ----------
+    config : Config, optional
+        Whose values to write; without it, the file holds the defaults only.
+    """
+    lines = ["# tilecast's configuration: every option, with its default. Remove a # to change one."]
+    table = ""
+    for info in options():
+        section, _, leaf = info.name.rpartition(".")
+        if section != table:
+            lines += ["", f"# {_tables()[section].__doc__}", f"[{section}]"]
+            table = section
+        unit = f" [{info.unit}]" if info.unit else ""
+        lines += [f"# {info.help}{unit}"]
+        if config is not None and config._provenance.get(info.name) is not None:
+            lines.append(f"{leaf} = {toml_value(config.value(info.name), info.type)}")
+        else:
+            default = info.default or '""'
+            lines.append(f"# {leaf} = {default}")
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown() -> str:
+    """The table of options as it stands in the documentation (`tilecast config --markdown`)."""
+    lines = ["| option | default | unit | what it does |", "|---|---|---|---|"]
+    for info in options():
+        default = f"`{info.default}`" if info.default else ""
+        help_ = info.help.replace("|", "\\|")
+        lines.append(f"| `{info.name}` | {default} | {info.unit} | {help_} |")
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any, kind: str = "") -> str:
+    """A value of an option as it is written in TOML; sizes (`kind` is `size`) with their unit."""
+    if value is None:
+        return '""'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, int) and kind == "size":
+        return f'"{format_size(value)}"'
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    # A JSON string is a TOML basic string, but for the DEL character.
+    return json.dumps(str(value), ensure_ascii=False) if isinstance(value, str | Path) else str(value)
+
+
+def _tables() -> dict[str, type[_Section]]:
+    annotations = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        name: type_ for name, type_ in annotations.items() if isinstance(type_, type) and issubclass(type_, _Section)
+    }
+
+
+def _fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted name and field of every option; the options of a table follow those outside any."""
+    tables = _tables()
+    for name, field in Config.model_fields.items():
+        if name not in tables:
+            yield name, field
+    for table, model in tables.items():
+        for name, field in model.model_fields.items():
+            yield f"{table}.{name}", field
+
+
+def _kind(field: FieldInfo) -> Kind:
+    for marker in field.metadata:
+        if isinstance(marker, Kind):
+            return marker
+    if get_origin(field.annotation) is Literal:
+        return Kind(" | ".join(map(str, get_args(field.annotation))), _same_text)
+    assert isinstance(field.annotation, type)
+    return _KIND_OF_TYPE[field.annotation]
+
+
+def _info(name: str, field: FieldInfo) -> OptionInfo:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    kind = _kind(field)
+    if extra["default_text"]:
+        default = f'"{extra["default_text"]}"'
+    else:
+        default = "" if field.default is None else toml_value(field.default, kind.name)
+    return OptionInfo(name, kind.name, default, str(extra["unit"]), field.description or "")
+
+
+def _unknown(name: str, source: str) -> str:
+    meant = nearest_option(name)
+    hint = f"did you mean {meant}?" if meant else "`tilecast config` lists all options"
+    return f"{source}: there is no option {name}: {hint}"
+
+
+def _from_file(path: Path, problems: list[str]) -> Iterator[tuple[str, Any, str]]:
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration file {path}: correct --config, or write one with "
+            f"`tilecast config --toml > {path}`"
+        ) from None
+    except OSError as exc:
+        raise ConfigError(f"the configuration file {path} cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not a TOML file: {exc}") from exc
+    yield from _walk(document, "", path, problems)
+
+
+def _walk(table: Mapping[str, Any], prefix: str, path: Path, problems: list[str]) -> Iterator[tuple[str, Any, str]]:
+    fields, tables = dict(_fields()), _tables()
+    for key, value in table.items():
+        name = prefix + key
+        if name in fields:
+            if isinstance(value, dict):
+                problems.append(f"{path}: {name} is an option, not a table: write {name} = value above the tables")
+            else:
+                yield name, _from_folder(value, fields[name], path.parent), str(path)
+        elif name in tables and isinstance(value, dict):
+            yield from _walk(value, f"{name}.", path, problems)
+        elif name in tables:
+            problems.append(f"{path}: {name} is a table: write [{name}] and its options below, not {name} = {value!r}")
+        elif isinstance(value, dict) and value:
+            problems += [_unknown(f"{name}.{inner}", str(path)) for inner in value]
+        else:
+            problems.append(_unknown(name, str(path)))
+
+
+def _from_folder(value: Any, field: FieldInfo, folder: Path) -> Any:
+    """Relative paths of a file start from the folder of that file, wherever the daemon was started."""
+    if _kind(field).name == "path" and isinstance(value, str) and value:
+        return str(folder.absolute() / Path(value).expanduser())
+    return value
+
+
+def _from_environ(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, Any, str]]:
+    fields = dict(_fields())
+    by_variable = {ENV_PREFIX + name.replace(".", "_").upper(): name for name in fields}
+    for variable in sorted(environ):
+        if not variable.startswith(ENV_PREFIX) or variable == ENV_CONFIG_FILE:
+            continue
+        name = by_variable.get(variable)
+        if name is None:
+            meant = difflib.get_close_matches(variable, by_variable, n=1)
+            hint = f"did you mean {meant[0]}?" if meant else "`tilecast config` lists all options"
+            problems.append(f"there is no option for the environment variable {variable}: {hint}")
+        else:
+            yield from _read_text(name, fields[name], environ[variable], variable, problems)
+
+
+def _from_overrides(overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, Any, str]]:
+    fields = dict(_fields())
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        name = name.strip()
+        if not equals:
+            problems.append(f"--set {override}: expected option=value, such as --set {name or 'store.path'}=…")
+        elif name not in fields:
+            problems.append(_unknown(name, "--set"))
+        else:
+            yield from _read_text(name, fields[name], text.strip(), "--set", problems)
+
+
+def _read_text(
+    name: str, field: FieldInfo, text: str, source: str, problems: list[str]
+) -> Iterator[tuple[str, Any, str]]:
+    try:
+        yield name, _kind(field).from_text(text), source
+    except tomllib.TOMLDecodeError as exc:
+        problems.append(f"{name} ({source}): expected a {_kind(field).name}, got {text}: {exc}")
+
+
+def _explain(error: Any, provenance: Mapping[str, str]) -> str:
+    """One sentence for one finding of pydantic: which option, set where, what was expected, what came."""
+    fields = dict(_fields())
+    parts = [str(part) for part in error["loc"]]
+    name = next((joined for n in range(len(parts), 0, -1) if (joined := ".".join(parts[:n])) in fields), "")
+    own_words = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
+    if not name:
+        return own_words or f"{'.'.join(parts)}: {error['msg']}"
+    field = fields[name]
+    info = _info(name, field)
+    unit = f" in {info.unit}" if info.unit and info.unit != "bytes" else ""
+    expected = own_words or f"expected {info.type}{unit}{_bounds(field)}"
+    return f"{name} ({provenance.get(name, 'default')}): {expected}; got {error['input']!r}"
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = {"ge": "at least", "gt": "more than", "le": "at most"}
+    bounds = [(word, getattr(marker, key, None)) for marker in field.metadata for key, word in words.items()]
+    texts = [f"{word} {bound}" for word, bound in bounds if bound is not None]
+    return ", " + " and ".join(texts) if texts else ""

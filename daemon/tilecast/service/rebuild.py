@@ -1,0 +1,236 @@
+"""Makes a run's mosaic anew from its journal: the same pure function as the live one, over the same frames.
+
+The new tiles are built in a file beside the old one and put in its place by one rename, so a rebuild that is killed
+leaves everything as it was, and viewers see one change: a new epoch. Placements that are committed stand, and only
+frames without one are joined to the stage again, unless all are to be joined anew.
+
+It reads the run's folder and nothing else; a run that a daemon has loaded is rebuilt by that daemon.
+
+>>> rebuild_run(Path("runs/0b0e5a5e-8f6d-4c43-9f5c-2f6f0f1f3a55"), mode="max")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tilecast import calibration as cal
+from tilecast.geometry import Placement
+from tilecast.ingest.journalled import read_record
+from tilecast.ingest.machine import IngestMachine
+from tilecast.ingest.settings import IngestSettings
+from tilecast.ingest.verdicts import PhaseChange, Place, RunPhase, RunRecord
+from tilecast.pyramid import Pyramid, PyramidSettings
+from tilecast.service import runs
+from tilecast.service.blender import StoredMosaic
+from tilecast.service.committer import as_commit, as_new_run, encode_rows, extent_of
+from tilecast.store.folders import REBUILD_NAME, discard, swap_in
+from tilecast.store.lock import RunLock
+from tilecast.store.sqlite_connection import TILES_NAME
+from tilecast.store.sqlite_reader import SqliteReader
+from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.tile_store import CommitResult
+from tilecast_protocol.journal import Journal
+from tilecast_protocol.messages import Start
+from tilecast_protocol.ranges import RangeSet
+
+DEFAULT_BUDGET_BYTES = 512 << 20
+_FLUSH_NBYTES = 32 << 20
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild made.
+
+    Attributes
+    ----------
+    start : Start
+    n_frames : int
+        Frames in the mosaic.
+    n_joined : int
+        Of these, frames that had no place before.
+    unplaced : dict of str to list of (first, last)
+        Frames without a place, by the reason.
+    mode : str
+    commit : CommitResult
+        The epoch and the rev that all tiles now have.
+    """
+
+    start: Start
+    n_frames: int
+    n_joined: int
+    unplaced: dict[str, Any]
+    mode: str
+    commit: CommitResult
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFrames:
+    """The calibrated pixels of a run's frames, from its journal (the pyramid's `FrameSource`)."""
+
+    journal: Journal
+    start: Start
+    calibration: cal.Calibration
+
+    def load(self, placement: Placement) -> NDArray[Any]:
+        """Pixels of one placed frame."""
+        return cal.apply(runs.image_pixels(self.journal, placement.index, self.start), self.calibration).pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where all frames of a journal lie.
+
+    Attributes
+    ----------
+    placements : list of Placement
+        In the journal's order.
+    n_joined : int
+        How many of them had no place in the store.
+    unplaced : dict
+        The others, by the reason, as ranges.
+    report : dict
+        The run's report as of the journal's end.
+    phase : RunPhase
+        Where the journal says that the run is in its life.
+    """
+
+    placements: list[Placement]
+    n_joined: int
+    unplaced: dict[str, Any]
+    report: dict[str, Any]
+    phase: RunPhase
+
+
+def rebuild_run(
+    folder: Path,
+    *,
+    mode: str | None = None,
+    rejoin: bool = False,
+    lock: RunLock | None = None,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    progress: Progress = lambda *_: None,
+) -> Rebuilt:
+    """Make all tiles of a run anew.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder.
+    mode : str, optional
+        Another blend mode; it then holds for frames that come later, too.
+    rejoin : bool
+        Join all frames to the stage anew, instead of only those without a place.
+    lock : RunLock, optional
+        The right to write the folder, where the caller has it.
+    budget_bytes : int
+        Memory for the pyramid.
+    progress : callable
+        Told how far it is.
+
+    Raises
+    ------
+    RunLockedError
+        If another process writes the run; a daemon does so while the run is open and for a while after.
+    StoreError, JournalError, CalibrationError
+        If the journal cannot be read; the old tiles then stay.
+    """
+    with ExitStack() as stack:
+        held = lock if lock is not None else stack.enter_context(RunLock(folder))
+        journal = stack.enter_context(Journal.open(folder / runs.JOURNAL_NAME, readonly=True))
+        frozen = runs.read_frozen(folder)
+        start = runs.first_start(journal)
+        calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
+        settings, old = frozen.as_dict(), []
+        has_store = (folder / TILES_NAME).exists()
+        if has_store:
+            with SqliteReader(folder) as reader:
+                settings["mode"] = reader.info().settings["mode"]
+                old = [row.placement for row in reader.placements()]
+        if mode is not None:
+            settings["mode"] = mode
+        placing = place_all(journal, start, frozen, [] if rejoin else old, progress)
+        discard(folder, lock=held)
+        with SqliteStore.create(folder, as_new_run(start, settings), file_name=REBUILD_NAME, lock=held) as store:
+            pyramid_settings = PyramidSettings(dtype=start.dtype, mode=settings["mode"], tile_size=frozen.tile_size)
+            frames = JournalFrames(journal, start, calibration)
+            blend_all(store, placing.placements, frames, pyramid_settings, start, budget_bytes, progress)
+            if not has_store:
+                store.set_state(placing.phase.value)
+                store.set_report(1, placing.report)
+        commit = swap_in(folder, lock=held, reason=f"rebuilt, {settings['mode']}")
+        return Rebuilt(start, len(placing.placements), placing.n_joined, placing.unplaced, settings["mode"], commit)
+
+
+def place_all(
+    journal: Journal, start: Start, frozen: runs.Frozen, old: list[Placement], progress: Progress = lambda *_: None
+) -> Placing:
+    """Where every frame of a journal lies: where it lay, and, for those that had no place, where they belong.
+
+    Parameters
+    ----------
+    old : list of Placement
+        Those that stand.
+    """
+    placed = RangeSet()
+    for placement in old:
+        placed.add(placement.frame)
+    machine = IngestMachine(IngestSettings())
+    record = RunRecord(start=start, rules=frozen.rules)
+    found, phase = [], RunPhase.OPEN
+    total, done = journal.n_images, 0
+
+    def messages() -> Any:
+        nonlocal done
+        for one in journal.records(with_parts=False):
+            item = read_record(one)
+            if item.image_index is not None:
+                done += 1
+                progress("placing frames", done, total)
+            yield item
+
+    for effect in machine.recover(record, messages(), placed, time.time_ns()):
+        if isinstance(effect, Place):
+            found.append(effect.placement)
+        elif isinstance(effect, PhaseChange):
+            phase = effect.phase
+    placements = sorted([*old, *found], key=lambda placement: placement.order)
+    return Placing(placements, len(found), machine.unplaced(start.run), machine.report(start.run), phase)
+
+
+def blend_all(
+    store: SqliteStore,
+    placements: list[Placement],
+    frames: JournalFrames,
+    settings: PyramidSettings,
+    start: Start,
+    budget_bytes: int,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Blend all placed frames into an empty store, batch by batch."""
+    source = StoredMosaic(lambda: store, settings.tile_size)
+    pyramid = Pyramid(settings, budget_bytes=budget_bytes, placements=source, frames=frames, tiles=source)
+    canvas, extent = None, extent_of(start)
+    unflushed = 0
+    for number, placement in enumerate(placements, 1):
+        pixels = frames.load(placement)
+        pyramid.add(placement, pixels)
+        unflushed += pixels.nbytes
+        if unflushed >= _FLUSH_NBYTES or number == len(placements):
+            unflushed = 0
+            batch = pyramid.flush()
+            if batch is not None:
+                commit = as_commit(batch, encode_rows(batch), canvas, extent, settings.tile_size, None)
+                canvas = commit.canvas
+                store.commit(commit)
+                pyramid.committed(batch.number)
+        progress("blending frames", number, len(placements))

@@ -1,0 +1,297 @@
+"""The folder of a run: what is frozen in it at `start`, and who may write it.
+
+    <store.path>/<run>/
+        frozen.json     what `start` was resolved to; written once, before the start is acknowledged
+        dark.npy, flat.npy   the calibration's contents, if there is one
+        journal/        the truth
+        tiles.sqlite    the mosaic, a cache of it
+        lock            held by whoever writes the run
+        active          there while the daemon has the run loaded; a run that has it after a crash is recovered
+
+What can be derived is not in `frozen.json`: the `start` message itself is the journal's first record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from tilecast import calibration as cal
+from tilecast.errors import CalibrationError, StoreError
+from tilecast.geometry import Placement
+from tilecast.ingest.joining import PlacingRules
+from tilecast.plugins import Plugins
+from tilecast.service.config import Config
+from tilecast.store.folders import run_folder
+from tilecast.store.lock import RunLock
+from tilecast_protocol import pzf
+from tilecast_protocol.journal import Journal, RecordKind
+from tilecast_protocol.messages import Start, parse
+
+FROZEN_NAME = "frozen.json"
+ACTIVE_NAME = "active"
+JOURNAL_NAME = "journal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """What decides about pixels and was resolved at `start`: later changes of the configuration do not touch the run.
+
+    Attributes
+    ----------
+    mode : str
+        Blend mode; an explicit rebuild with another one is recorded in the store, not here.
+    tile_size : int
+        Edge of a tile, pixels.
+    calibration : str
+        SHA-256 of the calibration's contents, empty if there is none.
+    rules : PlacingRules
+        Which frames are placed, and how they are joined to the stage.
+    """
+
+    mode: str
+    tile_size: int
+    calibration: str
+    rules: PlacingRules
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the store and for people."""
+        settings = {"mode": self.mode, "tile_size": self.tile_size, "calibration": self.calibration}
+        return settings | self.rules.to_dict()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From what :meth:`as_dict` gave, after a journey through JSON.
+
+        Raises
+        ------
+        StoreError
+            If something is missing.
+        """
+        try:
+            return cls(
+                mode=str(values["mode"]),
+                tile_size=int(values["tile_size"]),
+                calibration=str(values["calibration"]),
+                rules=PlacingRules.from_dict(values),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"the frozen settings of a run lack something: {error!r}; found {values!r}") from error
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One loaded run: what all threads need to know of it. Immutable but for its journal and its two flags.
+
+    Attributes
+    ----------
+    start : Start
+        The message that began it.
+    store_ready : threading.Event
+        Set once the store file exists, so that readers may open it.
+    """
+
+    run: str
+    folder: Path
+    start: Start
+    frozen: Frozen
+    calibration: cal.Calibration
+    journal: Journal
+    lock: RunLock
+    store_ready: threading.Event = field(default_factory=threading.Event)
+
+    def load(self, placement: Placement) -> NDArray[Any]:
+        """The calibrated pixels of a placed frame, from the journal (the pyramid's `FrameSource`)."""
+        return self.calibrated(image_pixels(self.journal, placement.index, self.start))
+
+    def calibrated(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """One frame with the run's calibration applied."""
+        return cal.apply(pixels, self.calibration).pixels
+
+    def release(self) -> None:
+        """Close the journal and give the run back, in good order."""
+        self.journal.close()
+        (self.folder / ACTIVE_NAME).unlink(missing_ok=True)
+        self.lock.release()
+
+
+def image_pixels(journal: Journal, image_index: int, start: Start) -> NDArray[Any]:
+    """The pixels of the image with this ordinal, as the camera sent them."""
+    record = journal.image(image_index)
+    return pzf.decode_image(record.parts[0], shape=start.shape, dtype=start.dtype)
+
+
+def starts_of(journal: Journal) -> Iterator[Start]:
+    """The `start` messages in a journal, with their payload; the first one began the run."""
+    for record in journal.records():
+        if record.kind is RecordKind.START:
+            message = parse([record.topic.encode(), record.header, *record.parts])
+            assert isinstance(message, Start), "the journal's kind and the topic's type are written together"
+            yield message
+
+
+def first_start(journal: Journal) -> Start:
+    """The `start` message that a journal begins with.
+
+    Raises
+    ------
+    StoreError
+        If the journal holds none.
+    """
+    for start in starts_of(journal):
+        return start
+    raise StoreError(f"the journal in {journal.folder} holds no start message: nothing can be made of it")
+
+
+def resolve(start: Start, rules: PlacingRules, config: Config, plugins: Plugins) -> tuple[Frozen, cal.Calibration]:
+    """What a `start` means on this daemon, to be frozen in the run.
+
+    Raises
+    ------
+    CalibrationError
+        If a calibration that it names or carries is unknown or does not fit.
+    """
+    images: dict[str, NDArray[Any] | None] = {}
+    for role, name in (("dark", start.dark), ("flat", start.flat)):
+        if name is None:
+            images[role] = None
+        elif name.startswith("part:"):
+            number = int(name.removeprefix("part:"))
+            if number >= len(start.parts):
+                raise CalibrationError(f"{role} is {name}, and this start carries {len(start.parts)} payload parts")
+            images[role] = cal.load_npy(bytes(start.parts[number]), start.shape)
+        else:
+            images[role] = plugins.find_calibration(
+                name,
+                "dark" if role == "dark" else "flat",
+                shape=start.shape,
+                folder=config.calibration.path,
+            )
+    calibration = cal.freeze(dark=images["dark"], flat=images["flat"], shape=start.shape)
+    return frozen_with(start, rules, config, calibration), calibration
+
+
+def frozen_with(start: Start, rules: PlacingRules, config: Config, calibration: cal.Calibration) -> Frozen:
+    """What is frozen of a run with this calibration."""
+    return Frozen(
+        mode=start.blend or config.blend.mode,
+        tile_size=config.blend.tile_size,
+        calibration=calibration.sha256,
+        rules=rules,
+    )
+
+
+def create_run(root: Path, start: Start, frozen: Frozen, calibration: cal.Calibration, *, segment_bytes: int) -> Run:
+    """Make the folder of a new run; durable when this returns.
+
+    Raises
+    ------
+    StoreError, JournalError, OSError
+        If the folder cannot be made, or there is one already.
+    """
+    folder = run_folder(root, start.run)
+    if folder.exists() and not (folder / JOURNAL_NAME).exists():
+        shutil.rmtree(folder)  # the daemon died before it had journalled the start, so nobody was promised anything
+    folder.mkdir(parents=True)
+    lock = RunLock(folder)
+    try:
+        freeze_in(folder, frozen, calibration)
+        write_durably(folder / ACTIVE_NAME, b"")
+        journal = Journal.create(folder / JOURNAL_NAME, start.run, segment_bytes=segment_bytes)
+        sync_folder(folder.parent)
+    except BaseException:
+        lock.release()
+        raise
+    return Run(start.run, folder, start, frozen, calibration, journal, lock)
+
+
+def freeze_in(folder: Path, frozen: Frozen, calibration: cal.Calibration) -> None:
+    """Write what is frozen into a run's folder, durably."""
+    for role, image in (("dark", calibration.dark), ("flat", calibration.flat)):
+        if image is not None:
+            write_durably(folder / f"{role}.npy", cal.dump_npy(image))
+    write_durably(folder / FROZEN_NAME, json.dumps(frozen.as_dict(), indent=1).encode())
+
+
+def load_run(folder: Path, *, segment_bytes: int) -> Run:
+    """Load a run that exists, to write it: its journal is verified, and a torn tail cut off.
+
+    Raises
+    ------
+    RunLockedError
+        If another process writes it.
+    StoreError, JournalError, CalibrationError
+        If it is damaged.
+    """
+    lock = RunLock(folder)
+    try:
+        frozen = read_frozen(folder)
+        write_durably(folder / ACTIVE_NAME, b"")
+        journal = Journal.open(folder / JOURNAL_NAME, segment_bytes=segment_bytes)
+        start = first_start(journal)
+        calibration = load_calibration(folder, start.shape, frozen.calibration)
+    except BaseException:
+        lock.release()
+        raise
+    return Run(start.run, folder, start, frozen, calibration, journal, lock)
+
+
+def read_frozen(folder: Path) -> Frozen:
+    """What was frozen in a run at its start.
+
+    Raises
+    ------
+    StoreError
+        If the file is missing or damaged.
+    """
+    try:
+        return Frozen.from_dict(json.loads((folder / FROZEN_NAME).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"cannot read {folder / FROZEN_NAME}: {error}") from error
+
+
+def load_calibration(folder: Path, shape: tuple[int, int], sha256: str) -> cal.Calibration:
+    """The calibration that was frozen in a run, checked against the digest that was frozen beside it."""
+    images = {
+        role: cal.load_npy(path.read_bytes(), shape) if (path := folder / f"{role}.npy").exists() else None
+        for role in ("dark", "flat")
+    }
+    found = cal.freeze(dark=images["dark"], flat=images["flat"], shape=shape)
+    if found.sha256 != sha256:
+        raise CalibrationError(f"the calibration images in {folder} are not those that were frozen at its start")
+    return found
+
+
+def active_runs(root: Path) -> list[Path]:
+    """Folders of the runs that a daemon had loaded when it ended without giving them back."""
+    if not root.is_dir():
+        return []
+    return sorted(path.parent for path in root.glob(f"*/{ACTIVE_NAME}") if (path.parent / JOURNAL_NAME).is_dir())
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file so that after a crash it is there whole, or not at all."""
+    unborn = path.with_name(path.name + ".new")
+    with unborn.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unborn.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,194 @@
+"""Run folders: how they are named and found, and how a rebuilt tiles' file takes the place of the old one.
+
+A run lives in ``<store.path>/<run>/``, its UUID in lower case, so that nothing that comes in a message can become a
+path. In it lie ``tiles.sqlite`` (and, while it is open, ``tiles.sqlite-wal`` and ``-shm``), the journal, and ``lock``.
+
+A rebuild writes another file, ``tiles.sqlite.rebuild``, with the same `SqliteStore`, and `swap_in` puts it in place
+by one rename: at every instant there is one complete ``tiles.sqlite``, and a rebuild that is killed leaves the old one
+as it was. To viewers the whole rebuild is one commit: the epoch rises by 1, the rev too, and every tile carries it.
+
+This module does not know what is in a journal, or how tiles are computed.
+
+>>> from tilecast.store.folders import list_runs
+>>> list_runs("/nonexistent")
+[]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilecast.errors import StoreError
+from tilecast.store.lock import RunLock
+from tilecast.store.sqlite_connection import TILES_NAME, explained, sync_folder, wal_path
+from tilecast.store.sqlite_reader import SqliteReader
+from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.tile_store import CommitResult, RunInfo, StoreDamagedError, check_run_id
+
+#: Name under which a rebuild builds.
+REBUILD_NAME = "tiles.sqlite.rebuild"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """A run's folder, as `list_runs` found it.
+
+    Attributes
+    ----------
+    run : str
+        Its UUID, from the folder's name.
+    folder : Path
+    info : RunInfo or None
+        Its metadata, unless the store cannot be read.
+    error : str
+        Why it cannot, and what to do; empty if it can.
+    """
+
+    run: str
+    folder: Path
+    info: RunInfo | None
+    error: str
+
+
+def run_folder(root: str | os.PathLike[str], run: str) -> Path:
+    """Where a run lives, or will.
+
+    Raises
+    ------
+    StoreError
+        If `run` is not a UUID in lower case.
+    """
+    check_run_id(run)
+    return Path(root) / run
+
+
+def list_runs(root: str | os.PathLike[str]) -> list[FoundRun]:
+    """All runs of a store, oldest first; ruined ones, which have no date, at the end.
+
+    Reads one row or two per run, whatever its size. What cannot be read is reported in its place and keeps nobody
+    from reading the others. Folders that are not named by a UUID are none of ours, and passed over.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError), explained(Path(root), "list the runs"):
+        for folder in sorted(Path(root).iterdir()):
+            try:
+                check_run_id(folder.name)
+            except StoreError:
+                continue
+            try:
+                with SqliteReader(folder) as reader:
+                    info = reader.info()
+            except StoreError as error:
+                found.append(FoundRun(run=folder.name, folder=folder, info=None, error=str(error)))
+            else:
+                error_text = "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename one of them"
+                found.append(FoundRun(run=folder.name, folder=folder, info=info, error=error_text))
+    return sorted(found, key=lambda entry: (entry.info is None, 0 if entry.info is None else entry.info.created_ns))
+
+
+def folder_nbytes(folder: str | os.PathLike[str]) -> int:
+    """Bytes of all files of a run: tiles, journal, and what else lies there; files that vanish meanwhile count 0."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_size
+    return total
+
+
+def discard(folder: str | os.PathLike[str], file_name: str = REBUILD_NAME, *, lock: RunLock) -> None:
+    """Delete a tiles' file that nobody has open, such as what a killed rebuild left behind.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be deleted, or `lock` is not of this folder.
+    """
+    _check_lock(folder, lock)
+    with explained(Path(folder) / file_name, "delete it"):
+        for suffix in ("", "-wal", "-shm"):
+            Path(folder, file_name + suffix).unlink(missing_ok=True)
+
+
+def swap_in(
+    folder: str | os.PathLike[str],
+    new_name: str = REBUILD_NAME,
+    *,
+    lock: RunLock,
+    reason: str = "rebuilt",
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> CommitResult:
+    """Put a rebuilt store in the place of the old one, atomically.
+
+    The new store takes over what the old one knows of the run's life (name, state, log, reports, history of commits,
+    age), and gives all its tiles and placements the rev after the old store's last, under the next epoch. If the old
+    store is missing or ruined, its epoch cannot be known; then the new one is the time in seconds, which is larger
+    than any that was counted.
+
+    Parameters
+    ----------
+    folder : path
+        The run's folder.
+    new_name : str
+        The file to be put in place, closed.
+    lock : RunLock
+        The right to write the folder. Both stores must be closed; readers may go on reading: their next call sees
+        the new store. No other program may have the old file open for *writing* (SQLite would not notice the swap).
+    reason : str
+        For the run's log.
+
+    Returns
+    -------
+    CommitResult
+        What to announce.
+
+    Raises
+    ------
+    StoreError
+        If either file is in use, or the swap fails; the old store then stays in place.
+    StoreTooNewError
+        If a newer tilecast wrote the old store.
+    """
+    _check_lock(folder, lock)
+    path, new_path = Path(folder) / TILES_NAME, Path(folder) / new_name
+    old: Path | None = path
+    try:
+        # Brings an older schema up to date, raises the epoch if need be, and carries the log over into the file.
+        SqliteStore.open(folder, lock=lock, clock_ns=clock_ns).close()
+        _drop_log(path)
+    except StoreDamagedError:
+        old = None
+    with SqliteStore.open(folder, file_name=new_name, lock=lock, clock_ns=clock_ns) as store:
+        result = store.succeed(old, reason)
+    _drop_log(new_path)
+    if old is not None:
+        _drop_log(path)
+    with explained(path, "put the rebuilt store in its place"):
+        if old is None:
+            # A ruined one is kept beside: it may yet tell somebody something.
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(folder, TILES_NAME + suffix).rename(Path(folder, TILES_NAME + ".ruined" + suffix))
+        new_path.rename(path)
+        sync_folder(Path(folder))
+    return result
+
+
+def _drop_log(path: Path) -> None:
+    """Delete the log of a closed database, which must be empty: it would be taken for that of the file renamed here."""
+    with explained(path, "put the rebuilt store in its place"):
+        wal = wal_path(path)
+        if wal.exists() and wal.stat().st_size > 0:
+            raise StoreError(f"{path} is still being read; close what reads it, or try again in a moment")
+        wal.unlink(missing_ok=True)
+        path.with_name(path.name + "-shm").unlink(missing_ok=True)
+
+
+def _check_lock(folder: str | os.PathLike[str], lock: RunLock) -> None:
+    if not lock.held or not lock.folder.samefile(folder):
+        raise StoreError(f"writing in {folder} needs the lock of that folder, held")

@@ -1,0 +1,137 @@
+"""The schema of ``tiles.sqlite``, as the history of steps that made it.
+
+Each step runs in one transaction together with the note that it ran (sqlite-utils' `Migrations`), so a process killed
+in the middle leaves the file as it was before the step. The number of steps taken is kept in ``user_version`` as
+well: to see that a file is up to date, or newer than this program, takes one page and not an import of sqlite-utils,
+which costs half a second.
+
+The tables, for a person with `sqlite-utils` at hand:
+
+============== =====================================================================================================
+run            one row: names, state, epoch and rev, what `start` said (`start_json`) and what it was resolved to
+planes         one row per (t, c, z), with the box of what is covered so far, in level-0 pixels
+placements     where each frame lies, how that is known, and the rev that last changed it
+placements_box its R*Tree: which placements meet a rectangle of a plane (upper bounds inclusive)
+tiles          which tiles there are and the rev that last wrote each; small, so that listing a big run is quick
+tile_data      their pixels (PZF) and coverage, by ``tiles.data``
+gone           tiles that vanished, with the rev that removed them
+commits        one row per rev
+events         log of the run: notes, events, changes of epoch; details as JSON
+report         run reports as JSON, by revision
+============== =====================================================================================================
+
+This module does not know what the rows mean to the rest of tilecast, only their shapes. A published step is never
+edited: a change of the schema is another step at the end.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite_utils.db import Database
+
+#: Marks the file as tilecast's in its header ("tile" in ASCII).
+APPLICATION_ID = 0x74696C65
+
+_FIRST = """
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    run TEXT NOT NULL, name TEXT NOT NULL, instrument TEXT NOT NULL, stream TEXT NOT NULL, state TEXT NOT NULL,
+    epoch INTEGER NOT NULL, rev INTEGER NOT NULL, epoch_rev INTEGER NOT NULL, levels INTEGER NOT NULL,
+    n_tiles INTEGER NOT NULL, n_placements INTEGER NOT NULL,
+    created_ns INTEGER NOT NULL, updated_ns INTEGER NOT NULL,
+    canvas TEXT, settings TEXT NOT NULL, start_json TEXT NOT NULL, start BLOB NOT NULL,
+    boot_id TEXT  -- of the kernel under which it is, or was when it broke off, open for writing; NULL once closed
+) STRICT;
+CREATE TABLE planes (
+    id INTEGER PRIMARY KEY,
+    t INTEGER NOT NULL, c INTEGER NOT NULL, z INTEGER NOT NULL,
+    row0 INTEGER, col0 INTEGER, row1 INTEGER, col1 INTEGER,
+    UNIQUE (t, c, z)
+) STRICT;
+CREATE TABLE placements (
+    id INTEGER PRIMARY KEY,
+    frame INTEGER NOT NULL, view INTEGER NOT NULL, plane INTEGER NOT NULL REFERENCES planes (id),
+    row INTEGER NOT NULL, col INTEGER NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL,
+    source TEXT NOT NULL, image_index INTEGER NOT NULL, rev INTEGER NOT NULL,
+    UNIQUE (frame, view)
+) STRICT;
+CREATE INDEX placements_rev ON placements (rev);
+CREATE VIRTUAL TABLE placements_box USING rtree_i32 (id, plane0, plane1, row0, row1, col0, col1);
+CREATE TABLE tiles (
+    plane INTEGER NOT NULL REFERENCES planes (id),
+    level INTEGER NOT NULL, row INTEGER NOT NULL, col INTEGER NOT NULL,
+    rev INTEGER NOT NULL, data INTEGER NOT NULL REFERENCES tile_data (id),
+    PRIMARY KEY (plane, level, row, col)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tiles_rev ON tiles (rev);
+CREATE TABLE tile_data (
+    id INTEGER PRIMARY KEY,
+    crc32 INTEGER NOT NULL,  -- of the pzf, carried on over the coverage; SQLite would not notice a flipped bit
+    coverage BLOB, pzf BLOB NOT NULL
+) STRICT;
+CREATE TABLE gone (
+    plane INTEGER NOT NULL REFERENCES planes (id),
+    level INTEGER NOT NULL, row INTEGER NOT NULL, col INTEGER NOT NULL, rev INTEGER NOT NULL,
+    PRIMARY KEY (plane, level, row, col)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX gone_rev ON gone (rev);
+CREATE TABLE commits (
+    rev INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, t_recv_ns INTEGER, t_commit_ns INTEGER NOT NULL,
+    n_tiles INTEGER NOT NULL, n_gone INTEGER NOT NULL, n_placements INTEGER NOT NULL
+) STRICT;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, t_ns INTEGER NOT NULL, name TEXT NOT NULL, detail TEXT NOT NULL
+) STRICT;
+CREATE TABLE report (revision INTEGER PRIMARY KEY, t_ns INTEGER NOT NULL, report TEXT NOT NULL) STRICT
+"""
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    """How many steps a file has behind it; 0 for an empty one."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Take the steps that a file still lacks.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        Writable, in autocommit mode (`isolation_level=None`), with no transaction open.
+    """
+    # Here, not above: half a second that only a new or an outdated file has to pay.
+    import sqlite_utils
+    from sqlite_utils.migrations import Migrations
+
+    migrations = Migrations("tilecast")
+    for number, (name, step) in enumerate(_STEPS, 1):
+        migrations(name=name)(_counted(number, step))
+    migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
+
+
+def _counted(number: int, step: Callable[[Database], None]) -> Callable[[Database], None]:
+    """A step that notes in `user_version`, within its transaction, that it was taken."""
+
+    def counted(db: Database) -> None:
+        step(db)
+        db.execute(f"PRAGMA user_version = {number}")
+
+    return counted
+
+
+def _first(db: Database) -> None:
+    # One by one: executescript would commit first, and take the step out of its transaction.
+    for statement in _FIRST.split(";\n"):
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (("0001 first", _first),)
+
+#: The `user_version` of a file that is up to date.
+SCHEMA_VERSION = len(_STEPS)

@@ -1,0 +1,220 @@
+"""Plugins: what a good one gets, and that a bad one harms only itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from structlog.testing import capture_logs
+
+from tilecast.errors import CalibrationError, UnknownCalibrationError
+from tilecast.hookspecs import Committed, Emit, hookimpl
+from tilecast.plugins import CommitTeller, Plugins, SourceThreads
+
+COMMIT = Committed(
+    run="0190a5a8-0000-7000-8000-000000000001",
+    instrument="scope",
+    stream="camera",
+    epoch=0,
+    rev=1,
+    tiles=((0, 0, 0, 0, -1, 2),),
+    gone=(),
+    t_recv_ns=1,
+    t_commit_ns=2,
+)
+
+
+def plugin(**hooks: Callable[..., Any]) -> ModuleType:
+    """A module with these functions as its hooks."""
+    module = ModuleType("guest")
+    for name, function in hooks.items():
+        setattr(module, name, hookimpl(function))
+    return module
+
+
+def fails(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("a guest's mistake")
+
+
+class TestLoading:
+    def test_ours_come_in_by_the_same_door(self) -> None:
+        plugins = Plugins.load()
+        assert "calibration" in plugins.names
+        assert plugins.failed == {}
+
+    def test_a_plugin_that_cannot_be_imported_is_named_and_left_out(self) -> None:
+        entries = [
+            EntryPoint("broken", "tilecast_no_such_module", "tilecast.plugins"),
+            EntryPoint("calibration", "tilecast_plugins.calibration", "tilecast.plugins"),
+        ]
+        with capture_logs() as logs:
+            plugins = Plugins.load(entries)
+        assert plugins.names == ["calibration"]
+        assert "tilecast_no_such_module" in plugins.failed["broken"]
+        assert (logs[0]["event"], logs[0]["plugin"]) == ("plugin left out", "broken")
+
+    @pytest.mark.parametrize(
+        ("hooks", "reason"),
+        [
+            ({"tilecast_commited": lambda: None}, "tilecast_commited"),
+            ({"tilecast_committed": lambda colour: colour}, "colour"),
+        ],
+        ids=["unknown hook", "unknown argument"],
+    )
+    def test_a_hook_that_does_not_fit_is_named(self, hooks: dict[str, Any], reason: str) -> None:
+        plugins = Plugins([("good", plugin(tilecast_committed=lambda: None)), ("bad", plugin(**hooks))])
+        assert reason in plugins.failed["bad"]
+        assert plugins.names == ["good"]
+        plugins.committed(COMMIT)
+
+    def test_the_same_name_twice(self) -> None:
+        plugins = Plugins([("one", plugin()), ("one", plugin())])
+        assert plugins.names == ["one"]
+        assert "one" in plugins.failed
+
+
+class TestCalibration:
+    def find(self, plugins: Plugins) -> NDArray[Any]:
+        return plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere"))
+
+    def test_the_first_that_knows_wins_and_gets_what_it_asks_for(self) -> None:
+        seen: list[object] = []
+
+        def knows(name: str, role: str, shape: tuple[int, int], folder: Path) -> NDArray[Any]:
+            seen.append((name, role, shape, folder))
+            return np.ones(shape)
+
+        def unknown(name: str) -> None:
+            raise UnknownCalibrationError(name)
+
+        plugins = Plugins(
+            [
+                ("a", plugin(tilecast_find_calibration=lambda: None)),
+                ("b", plugin(tilecast_find_calibration=unknown)),
+                ("c", plugin(tilecast_find_calibration=knows)),
+                ("d", plugin(tilecast_find_calibration=fails)),
+            ]
+        )
+        assert self.find(plugins).shape == (2, 2)
+        assert seen == [("20x", "flat", (2, 2), Path("/nowhere"))]
+
+    def test_nobody_knows(self) -> None:
+        def unknown(name: str) -> None:
+            raise UnknownCalibrationError(f"no {name} here; there is a 40x")
+
+        with pytest.raises(UnknownCalibrationError, match="no 20x here; there is a 40x"):
+            self.find(Plugins([("a", plugin(tilecast_find_calibration=unknown))]))
+        with pytest.raises(UnknownCalibrationError, match="no flat named '20x'"):
+            self.find(Plugins())
+
+    def test_known_and_unusable_is_final(self) -> None:
+        def unusable() -> None:
+            raise CalibrationError("it is of last year")
+
+        plugins = Plugins(
+            [
+                ("a", plugin(tilecast_find_calibration=unusable)),
+                ("b", plugin(tilecast_find_calibration=lambda: np.ones((2, 2)))),
+            ]
+        )
+        with pytest.raises(CalibrationError, match="of last year"):
+            self.find(plugins)
+        assert plugins.errors == {}
+
+    def test_a_failure_is_named(self) -> None:
+        plugins = Plugins([("a", plugin(tilecast_find_calibration=fails))])
+        with capture_logs() as logs, pytest.raises(CalibrationError, match="the plugin a failed"):
+            self.find(plugins)
+        assert plugins.errors == {"a": 1}
+        assert logs[0]["plugin"] == "a"
+
+
+class TestCommits:
+    def test_one_failing_does_not_keep_it_from_the_others(self) -> None:
+        told: list[Committed] = []
+        good = plugin(tilecast_committed=lambda commit: told.append(commit))
+        plugins = Plugins([("a", good), ("b", plugin(tilecast_committed=fails)), ("c", plugin())])
+        with capture_logs() as logs:
+            plugins.committed(COMMIT)
+            plugins.committed(COMMIT)
+        assert told == [COMMIT, COMMIT]
+        assert plugins.errors == {"b": 2}
+        assert [entry["plugin"] for entry in logs] == ["b", "b"]
+
+    def test_a_slow_plugin_slows_nobody_and_misses_some(self) -> None:
+        entered, go_on, told = threading.Event(), threading.Event(), []
+
+        def slow(commit: Committed) -> None:
+            entered.set()
+            go_on.wait(30)
+            told.append(commit.rev)
+
+        teller = CommitTeller(Plugins([("slow", plugin(tilecast_committed=slow))]), max_waiting=2)
+        teller.tell(COMMIT)
+        assert entered.wait(30)
+        with capture_logs() as logs:
+            for _ in range(5):
+                teller.tell(COMMIT)
+        assert teller.n_missed == 3
+        assert {entry["event"] for entry in logs} == {"plugins are slow and missed a commit"}
+        assert not teller.close(0.01)
+        go_on.set()
+        assert teller.close(30)
+        assert len(told) == 3
+
+    def test_without_listeners_nothing_is_queued(self) -> None:
+        teller = CommitTeller(Plugins(), max_waiting=1)
+        for _ in range(5):
+            teller.tell(COMMIT)
+        assert teller.n_missed == 0
+        assert teller.close()
+
+
+class TestSources:
+    def test_run_until_they_are_told_to_stop(self) -> None:
+        emitted: list[Sequence[bytes | memoryview]] = []
+        first = threading.Event()
+
+        class Ticker:
+            name = "ticker"
+
+            def run(self, emit: Emit, stop: threading.Event) -> None:
+                emit([b"tc1/scope/stage/stage", b"\x80"])
+                first.set()
+                stop.wait(30)
+
+        plugins = Plugins([("p", plugin(tilecast_message_sources=lambda: [Ticker()]))])
+        threads = SourceThreads(plugins.message_sources("scope"), emitted.append)
+        assert first.wait(30)
+        assert threads.running == ["source ticker"]
+        assert threads.close(30)
+        assert emitted == [[b"tc1/scope/stage/stage", b"\x80"]]
+
+    def test_failures_are_named(self) -> None:
+        class Broken:
+            name = "broken"
+
+            def run(self, emit: Emit, stop: threading.Event) -> None:  # noqa: ARG002 - the interface
+                raise OSError("the share is gone")
+
+        plugins = Plugins(
+            [
+                ("a", plugin(tilecast_message_sources=fails)),
+                ("b", plugin(tilecast_message_sources=lambda: [Broken()])),
+                ("c", plugin(tilecast_message_sources=lambda: 3)),
+            ]
+        )
+        with capture_logs() as logs:
+            sources = plugins.message_sources("scope")
+            assert SourceThreads(sources, lambda _: None).close(30)
+        assert [name for name, _ in sources] == ["b"]
+        assert plugins.errors == {"a": 1, "c": 1}
+        over = next(entry for entry in logs if "source" in entry)
+        assert (over["plugin"], over["source"]) == ("b", "broken")
