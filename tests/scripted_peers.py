@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import zmq
 
+from tilecast_protocol.errors import QueryError
 from tilecast_protocol.messages import (
     Ack,
     End,
@@ -29,7 +30,6 @@ from tilecast_protocol.messages import (
     parse,
 )
 from tilecast_protocol.queries import make_error, make_reply, parse_query
-from tilecast_protocol.errors import QueryError
 from tilecast_protocol.sockets import CurveKeys, Waker
 
 PATIENCE_S = 20.0

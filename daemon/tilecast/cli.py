@@ -20,6 +20,7 @@ from tilecast.commands.common import Invocation, add_common_options, report_erro
 from tilecast_protocol.errors import TilecastError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("tilecast.commands.run", "Run the daemon: take in frames, build mosaics, tell viewers."),
     "runs": ("tilecast.commands.runs", "List the runs on this computer."),
     "info": ("tilecast.commands.info", "Tell everything about one run."),
     "export-png": ("tilecast.commands.export_png", "Save a picture of a run's mosaic, or of a part of it."),

@@ -144,4 +144,8 @@ def tilecast_committed(commit: Committed) -> None:
 
     It runs in a thread that all plugins share, behind a queue with a limit: a plugin that is slow misses commits, and
     sees by `rev` that it did.
+
+    Parameters
+    ----------
+    commit : Committed
     """

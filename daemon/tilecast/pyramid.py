@@ -592,10 +592,11 @@ class Pyramid:
 
     def _emit(self, tile: _Tile, rendered: dict[Address, RenderedTile], gone: list[Address]) -> None:
         """Hand out a changed tile, or list it as gone if nothing of it is covered any more."""
-        mask = tile.mask
+        mask, covered = tile.mask, tile.pixels is not None
         if tile.pixels is not None and self._dtype.kind == "f":
             mask = reduction.float_coverage(tile.pixels)
-        if tile.pixels is not None and (mask is None or mask.any()):
+            covered = mask is None or bool(mask.any())
+        if tile.pixels is not None and covered:
             tile.shared = tile.exists = True
             rendered[tile.address] = RenderedTile(_read_only(tile.pixels), None if mask is None else _read_only(mask))
             return
@@ -644,6 +645,8 @@ class Pyramid:
                 tile.mask = reduction.reduce_into(child.pixels, child.mask, tile.pixels, tile.mask, *half)
             else:
                 tile.mask = reduction.clear_quadrant(tile.pixels, tile.mask, *half)
+                if tile.mask is not None and not tile.mask.any():
+                    tile.pixels = None
         if tile.mask is not None and tile.mask.all():
             tile.mask = None
         tile.batch = self._number

@@ -71,14 +71,13 @@ def whole(minimum: int, maximum: int) -> Check:
     """Check for a whole number in minimum..maximum, both included."""
 
     def check(value: Any, what: str) -> int:
-        if type(value) is not int:
-            # numpy's integers, when a caller builds a message; bool is an Integral for Python, not for us
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise refuse(what, "a whole number", value)
-            value = int(value)
-        if not minimum <= value <= maximum:
-            raise refuse(what, f"a whole number from {minimum} to {maximum}", value)
-        return value
+        # Integral lets in numpy's integers, when a caller builds a message, and bool, which is not a number for us
+        if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise refuse(what, "a whole number", value)
+        result = int(value)
+        if not minimum <= result <= maximum:
+            raise refuse(what, f"a whole number from {minimum} to {maximum}", result)
+        return result
 
     return check
 
@@ -94,16 +93,15 @@ crc32: Final = whole(0, 2**32 - 1)
 
 def number(value: Any, what: str) -> float:
     """A finite number, as float."""
-    if type(value) is not float:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise refuse(what, "a number", value)
-        try:
-            value = float(value)
-        except OverflowError:
-            raise refuse(what, "a finite number", value) from None
-    if not math.isfinite(value):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise refuse(what, "a number", value)
+    try:
+        result = float(value)
+    except OverflowError:
+        raise refuse(what, "a finite number", value) from None
+    if not math.isfinite(result):
         raise refuse(what, "a finite number", value)
-    return value
+    return result
 
 
 def positive(value: Any, what: str) -> float:

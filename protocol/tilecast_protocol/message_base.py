@@ -7,7 +7,6 @@ or is being built. This module does not know any particular message, nor where m
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
@@ -117,11 +116,6 @@ class Key(NamedTuple):
         return self.attribute or self.key
 
 
-@functools.cache
-def _known_keys(cls: type[Message]) -> frozenset[str]:
-    return frozenset(row.key for row in cls._KEYS).union(("v", "type"))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """What all messages have.
@@ -140,12 +134,16 @@ class Message:
 
     TYPE: ClassVar[str] = ""
     _KEYS: ClassVar[tuple[Key, ...]] = ()
+    _KNOWN: ClassVar[frozenset[str]] = frozenset()
 
     instrument: str
     stream: str
     extra: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Buffer, ...] = field(default=(), repr=False)
     raw_header: bytes | None = field(default=None, init=False, compare=False, repr=False)
+
+    def __init_subclass__(cls) -> None:
+        cls._KNOWN = frozenset({"v", "type", *(row.key for row in cls._KEYS)})
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the class is frozen for everyone else
@@ -158,7 +156,7 @@ class Message:
                 put(self, row.attr, row.check(value, f"{self.TYPE}: {row.key}"))
             elif row.required:
                 raise MalformedError(f"{self.TYPE}: the key {row.key} is missing")
-        known = _known_keys(type(self)) & checks.mapping(self.extra, f"{self.TYPE}: extra").keys()
+        known = self._KNOWN & checks.mapping(self.extra, f"{self.TYPE}: extra").keys()
         if known:
             raise MalformedError(f"{self.TYPE}: extra may not hold {', '.join(sorted(known))}: give it by its own name")
         self._check()
@@ -191,6 +189,5 @@ class Message:
                 values[row.attr] = value
             elif row.required:
                 raise MalformedError(f"{cls.TYPE}: the key {row.key} is missing")
-        known = _known_keys(cls)
-        extra = {key: value for key, value in header.items() if key not in known}
+        extra = {key: value for key, value in header.items() if key not in cls._KNOWN}
         return cls(instrument=topic.instrument, stream=topic.stream, extra=extra, parts=tuple(parts), **values)

@@ -197,9 +197,19 @@ class Start(PublisherMessage):
         return self.affine or ((self.px_um[0], 0.0), (0.0, self.px_um[1]))
 
     def check_complete(self) -> None:
-        """A repeat leaves its parts out and carries their `sha256`; any other start must be complete."""
+        """That the parts are there and have their SHA-256. A repeat leaves them out and carries `sha256` alone.
+
+        Raises
+        ------
+        MalformedError
+            `bad-payload`.
+        """
         if self.sha256 is None:
             PublisherMessage.check_complete(self)
+            return
+        for n, (part, expected) in enumerate(zip(self.parts, self.sha256, strict=False)):
+            if hashlib.sha256(part).hexdigest() != expected:
+                raise MalformedError(f"start: payload part {n} does not have its SHA-256", reason="bad-payload")
 
     def _check(self) -> None:
         known_parts = len(self.sha256) if self.sha256 is not None else 0
@@ -478,10 +488,3 @@ def _check_pzf_header(part: Buffer, start: Start) -> None:
         raise MalformedError(
             f"image: the PZF record holds {dtype} and the run's frames are {start.dtype}", reason="bad-payload"
         )
-
-
-def check_calibration_parts(start: Start) -> None:
-    """The payload parts of a `start` against its `sha256`; raises MalformedError (`bad-payload`)."""
-    for n, (part, expected) in enumerate(zip(start.parts, start.sha256 or (), strict=False)):
-        if hashlib.sha256(part).hexdigest() != expected:
-            raise MalformedError(f"start: payload part {n} does not have its SHA-256 in sha256", reason="bad-payload")

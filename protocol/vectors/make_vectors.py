@@ -338,6 +338,13 @@ def bad_starts(out: Vectors) -> None:
         DARK,
         reason="bad-payload",
     )
+    out.bad(
+        "bad-start-part-sha256",
+        "another part's SHA-256",
+        start(dark="part:0", sha256=digest),
+        PIXELS,
+        reason="bad-payload",
+    )
     two = [{"name": "DAPI"}, {"name": "GFP"}]
     out.bad("bad-start-contradiction", "2 channels and planes.c = 3", start(channels=two, planes={"c": 3}))
     out.bad("bad-start-large", "frames of 20 GB", start(shape=[100_000, 100_000]), reason="too-large")

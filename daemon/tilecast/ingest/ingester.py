@@ -807,4 +807,4 @@ def _short(detail: dict[str, Any]) -> dict[str, Any]:
 
 def _numbers(report: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a report, for one line in the log."""
-    return {key: value for key, value in report.items() if isinstance(value, int | float | str)}
+    return {key: value for key, value in report.items() if isinstance(value, int | float | str) and key != "run"}

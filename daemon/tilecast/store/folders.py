@@ -74,20 +74,23 @@ def list_runs(root: str | os.PathLike[str]) -> list[FoundRun]:
     from reading the others. Folders that are not named by a UUID are none of ours, and passed over.
     """
     found = []
-    with contextlib.suppress(FileNotFoundError), explained(Path(root), "list the runs"):
-        for folder in sorted(Path(root).iterdir()):
-            try:
-                check_run_id(folder.name)
-            except StoreError:
-                continue
-            try:
-                with SqliteReader(folder) as reader:
-                    info = reader.info()
-            except StoreError as error:
-                found.append(FoundRun(run=folder.name, folder=folder, info=None, error=str(error)))
-            else:
-                error_text = "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename one of them"
-                found.append(FoundRun(run=folder.name, folder=folder, info=info, error=error_text))
+    with explained(Path(root), "list the runs"):
+        folders = sorted(Path(root).iterdir()) if Path(root).exists() else []
+    for folder in folders:
+        try:
+            check_run_id(folder.name)
+        except StoreError:
+            continue
+        try:
+            with SqliteReader(folder) as reader:
+                info = reader.info()
+        except StoreError as error:
+            found.append(FoundRun(run=folder.name, folder=folder, info=None, error=str(error)))
+        else:
+            misnamed = (
+                "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename the folder to that"
+            )
+            found.append(FoundRun(run=folder.name, folder=folder, info=info, error=misnamed))
     return sorted(found, key=lambda entry: (entry.info is None, 0 if entry.info is None else entry.info.created_ns))
 
 

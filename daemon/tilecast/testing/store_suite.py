@@ -415,9 +415,7 @@ class StoreSuite:
             (Commit(tiles=[a_tile(5, 5), a_tile(0, 0)], gone=[], events=[("x", {"y": b"z"})]), "JSON"),
         ],
     )
-    def test_a_refused_commit_changes_nothing(
-        self, store: TileStore, read: TileReader, bad: Commit, said: str
-    ) -> None:
+    def test_a_refused_commit_changes_nothing(self, store: TileStore, read: TileReader, bad: Commit, said: str) -> None:
         store.commit(Commit(tiles=[a_tile(0, 0)], placements=[a_placement(0)], levels=1, bboxes={P0: Rect(0, 0, 9, 9)}))
         before = contents(read)
         with pytest.raises(StoreError, match=said):

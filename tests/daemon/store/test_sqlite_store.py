@@ -41,14 +41,15 @@ def in_another_process(code: str, folder: Path) -> int:
     prelude = """
         import os, sys
         from pathlib import Path
-        from tilecast.geometry import Rect, TileKey
+        from tilecast.geometry import Placement, PlaneKey, Rect, TileKey
         from tilecast.store import migrations
         from tilecast.store.sqlite_store import SqliteStore
-        from tilecast.store.tile_store import Commit, TileRow
-        from tilecast.testing.store_suite import NEW_RUN, P0, a_placement, a_tile
+        from tilecast.store.tile_store import Commit, NewRun, TileRow
         folder = Path(sys.argv[1])
+        P0 = PlaneKey()
     """
-    script = textwrap.dedent(prelude) + textwrap.dedent(code)
+    # Not imported from the suite, which needs pytest and hypothesis: that would take most of the time here.
+    script = f"{textwrap.dedent(prelude)}NEW_RUN = {NEW_RUN!r}\n{textwrap.dedent(code)}"
     return subprocess.run([sys.executable, "-W", "error", "-c", script, str(folder)], check=False).returncode
 
 
@@ -128,7 +129,8 @@ def test_commits_survive_a_process_that_dies_without_closing(tmp_path: Path) -> 
     code = """
         store = SqliteStore.create(folder, NEW_RUN)
         for n in range(3):
-            store.commit(Commit(tiles=[a_tile(0, n)], placements=[a_placement(n)], levels=1))
+            tile = TileRow(P0, TileKey(0, 0, n), b"tile")
+            store.commit(Commit(tiles=[tile], placements=[Placement(n, 0, P0, 0, 0, 9, 9, "stage", n)], levels=1))
         os._exit(9)
     """
     assert in_another_process(code, tmp_path) == 9
@@ -155,7 +157,7 @@ def test_a_process_that_dies_in_a_commit_leaves_the_store_before_it(tmp_path: Pa
         store = SqliteStore.open(folder)
         store.commit(Commit(
             tiles=[TileRow(P0, TileKey(0, 0, col), bytes(2**20)) for col in range({n_tiles})],
-            placements=[a_placement(0, 50), a_placement(1)],
+            placements=[Placement(frame, 0, P0, 0, 0, 9, 9, "stage", frame) for frame in range(2)],
             gone=[(P0, TileKey(0, 9, 9))],
             bboxes={{P0: Rect(0, 0, 5, 5)}},
             levels=4,
@@ -290,9 +292,7 @@ def test_a_making_that_was_cut_short_is_finished(tmp_path: Path) -> None:
         assert store.check() == []
 
 
-def test_a_step_of_the_schema_is_taken_whole_or_not_at_all(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_of_the_schema_is_taken_whole_or_not_at_all(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.commit(Commit(tiles=[a_tile(0, 0)], levels=1))
     store.close()
     connection = sqlite3.connect(store.path, isolation_level=None)

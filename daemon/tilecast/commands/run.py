@@ -1,0 +1,42 @@
+"""`tilecast run`: the daemon, until it is told to stop."""
+
+from __future__ import annotations
+
+import click
+
+from tilecast.commands.common import Invocation, add_common_options, pass_invocation
+
+
+@click.command("run")
+@add_common_options
+@pass_invocation
+def command(invocation: Invocation) -> None:
+    """Run the daemon: take in frames, build mosaics, tell viewers.
+
+    It listens on the sockets ingest.ack and ingest.pull (and to the sources in ingest.sub), writes runs below store.path,
+    and answers viewers on notify and query. It ends in good order on Ctrl-C or SIGTERM: what it has read is finished
+    first.
+
+    \b
+    Examples:
+      tilecast run
+      tilecast run --set store.path=/data/runs --set instrument=confocal-2
+    """
+    from tilecast.plugins import Plugins
+    from tilecast.service.app import Daemon
+    from tilecast.service.config import load
+    from tilecast.service.logging import configure
+    from tilecast.service.warmup import warm_up
+
+    config = invocation.config
+    configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
+    warm_up()
+    daemon = Daemon(
+        config,
+        Plugins.load(),
+        reload_config=lambda: load(invocation.config_file, invocation.overrides),
+    )
+    try:
+        daemon.run()
+    except RuntimeError as error:
+        raise click.ClickException(f"{error}; what was acknowledged is safe in the journals, start it again") from error

@@ -1,0 +1,150 @@
+"""The write-ahead log stays short, commits and resets take turns, and trouble is told, not suffered in silence."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tilecast.geometry import TileKey
+from tilecast.store.checkpointer import Checkpointer, Gate
+from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.tile_store import Commit, TileRow
+from tilecast.testing.store_suite import NEW_RUN, P0
+
+MIB = 2**20
+LIMIT = 8 * MIB
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore.create(tmp_path, NEW_RUN, wal_limit_bytes=LIMIT)
+    yield store
+    store.close()
+
+
+def a_commit(number: int) -> Commit:
+    """2 MiB, to four tiles."""
+    return Commit(tiles=[TileRow(P0, TileKey(0, number % 5, col), bytes(MIB // 2)) for col in range(4)], levels=1)
+
+
+def test_the_log_stays_short_while_commits_go_on(store: SqliteStore) -> None:
+    longest = 0
+    for number in range(60):
+        store.commit(a_commit(number))
+        longest = max(longest, store.size().wal_nbytes)
+    assert longest < 3 * LIMIT, "120 MiB were committed under a limit of 8"
+    stats = store.checkpointer.stats()
+    assert stats.n_passes >= stats.n_resets > 0
+    assert stats.longest_reset_ns > 0
+    assert stats.error == ""
+
+
+def test_settling_carries_everything_over(store: SqliteStore, tmp_path: Path) -> None:
+    for number in range(3):
+        store.commit(a_commit(number))
+    assert store.checkpointer.settle()
+    assert store.size().wal_nbytes == 0
+    alone = tmp_path / "alone.sqlite"
+    alone.write_bytes(store.path.read_bytes())  # the file alone, without its log
+    connection = sqlite3.connect(alone)
+    assert connection.execute("SELECT rev, n_tiles FROM run").fetchone() == (3, 12)
+    connection.close()
+    assert store.checkpointer.settle(), "nothing to do is done as well"
+
+
+def test_a_pause_empties_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("PRAGMA wal_autocheckpoint = 0")
+    writer.execute("CREATE TABLE t (x)")
+    emptied = threading.Event()
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, isolation_level=None, factory=lambda *a, **k: Watched(emptied, *a, **k))
+
+    checkpointer = Checkpointer(connect, page_nbytes=4096, gate=Gate(), limit_bytes=LIMIT, idle_s=0.01)
+    try:
+        writer.execute("INSERT INTO t VALUES (1)")
+        checkpointer.committed(4096)
+        assert emptied.wait(20)
+        assert path.with_name("x.sqlite-wal").stat().st_size == 0
+    finally:
+        checkpointer.close()
+        writer.close()
+
+
+class Watched(sqlite3.Connection):
+    """Says when it has cut the log to nothing."""
+
+    def __init__(self, emptied: threading.Event, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]  # handed on as they came
+        self._emptied = emptied
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        cursor = super().execute(sql, *values)  # type: ignore[arg-type]  # handed on as they came
+        if "TRUNCATE" in sql:
+            self._emptied.set()
+        return cursor
+
+
+def test_a_reader_in_the_way_is_told_of_and_waited_for(store: SqliteStore) -> None:
+    store.commit(a_commit(0))
+    reader = sqlite3.connect(store.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM run").fetchone()
+    store.commit(a_commit(1))
+    assert not store.checkpointer.settle()
+    assert store.checkpointer.stats().n_blocked > 0
+    assert store.commit(a_commit(2)).rev == 3, "commits go on all the same"
+    reader.execute("COMMIT")
+    reader.close()
+    assert store.checkpointer.settle()
+    assert store.size().wal_nbytes == 0
+
+
+def test_a_failing_checkpoint_is_kept_for_the_statistics() -> None:
+    failing = True
+
+    def connect() -> sqlite3.Connection:
+        if failing:
+            raise sqlite3.OperationalError("disk I/O error")
+        return sqlite3.connect(":memory:", isolation_level=None)
+
+    checkpointer = Checkpointer(connect, page_nbytes=4096, gate=Gate(), limit_bytes=LIMIT)
+    try:
+        assert not checkpointer.settle()
+        assert "disk I/O error" in checkpointer.stats().error
+        failing = False
+        assert checkpointer.settle()
+        assert checkpointer.stats().error == ""
+    finally:
+        checkpointer.close()
+    assert not checkpointer.settle(), "a closed one settles nothing, and does not make anyone wait"
+
+
+def test_the_gate_lets_the_waiting_side_in_next() -> None:
+    gate = Gate()
+    order: list[str] = []
+    waiting = threading.Event()
+
+    def patient() -> None:
+        waiting.set()
+        with gate.enter():
+            order.append("patient")
+
+    thread = threading.Thread(target=patient)
+    with gate.enter():
+        thread.start()
+        waiting.wait()
+        while not gate._next.locked():  # until it stands at the gate
+            pass
+    for _ in range(3):
+        with gate.enter():
+            order.append("greedy")
+    thread.join()
+    assert order == ["patient", "greedy", "greedy", "greedy"]
