@@ -1,4 +1,4 @@
-"""The other side of a publisher, or of a client, small enough to be scripted: what a daemon does on the wire, and faults.
+"""The other side of a publisher or a client, small enough to be scripted: what a daemon does on the wire, and faults.
 
 They run in a thread of their own, on real sockets and free ports, take every message apart with the real parser, and
 note all they saw. Tests wait for what they are interested in with `wait_for`, never for time to pass.

@@ -21,6 +21,10 @@ from tilecast_protocol.errors import TilecastError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("tilecast.commands.run", "Run the daemon: take in frames, build mosaics, tell viewers."),
+    "record": ("tilecast.commands.record", "Keep a stream that others publish, without a mosaic."),
+    "replay": ("tilecast.commands.replay", "Play a recorded run into a running daemon."),
+    "rebuild": ("tilecast.commands.rebuild", "Make the mosaic of a run anew from its frames."),
+    "fsck": ("tilecast.commands.fsck", "Check that everything of a run is as it must be."),
     "runs": ("tilecast.commands.runs", "List the runs on this computer."),
     "info": ("tilecast.commands.info", "Tell everything about one run."),
     "export-png": ("tilecast.commands.export_png", "Save a picture of a run's mosaic, or of a part of it."),

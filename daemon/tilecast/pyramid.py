@@ -645,10 +645,11 @@ class Pyramid:
                 tile.mask = reduction.reduce_into(child.pixels, child.mask, tile.pixels, tile.mask, *half)
             else:
                 tile.mask = reduction.clear_quadrant(tile.pixels, tile.mask, *half)
-                if tile.mask is not None and not tile.mask.any():
-                    tile.pixels = None
-        if tile.mask is not None and tile.mask.all():
-            tile.mask = None
+        if tile.mask is not None:
+            if tile.mask.all():
+                tile.mask = None
+            elif not all(child.exists for child in children) and not tile.mask.any():
+                tile.pixels = tile.mask = None
         tile.batch = self._number
         self._account(tile)
         return tile

@@ -30,14 +30,17 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilecast.geometry import Rect, place_centre
+
+if TYPE_CHECKING:
+    from tilecast_protocol.publisher import Publisher
 
 Image: TypeAlias = NDArray[np.float32]
 
@@ -117,8 +120,12 @@ class Specimen:
         rows = np.arange(block_row * n, block_row * n + n + 1)
         cols = np.arange(block_col * n, block_col * n + n + 1)
         lattice = _random(self.seed, salt, rows[:, None], cols[None, :]).astype(np.float32)
-        slope = self._slopes[pitch]
-        return np.asarray(slope @ lattice @ slope.T, np.float32)
+        # Not as a product of matrices: its threads would fight with everybody else's for the cores.
+        before, after, share = self._slopes[pitch]
+        across = lattice[:, before] * (1 - share) + lattice[:, after] * share
+        noise = across[before] * (1 - share)[:, None]
+        noise += across[after] * share[:, None]
+        return noise
 
     def _add_cells(self, block: Image, top: int, left: int) -> None:
         reach = _SPRITE // 2 + _CELL_PITCH
@@ -459,21 +466,9 @@ class _Path:
         return any(first < t <= last and (t - 1) % self._interval_ns < self._move_ns for t in (t0_ns, t1_ns))
 
 
-class PublisherLike(Protocol):
-    """The part of `tilecast_protocol.Publisher` that a scan uses."""
-
-    def start(self, **fields: Any) -> str: ...
-
-    def image(self, pixels: NDArray[Any], **fields: Any) -> Any: ...
-
-    def stage(self, pos_um: Sequence[float], **fields: Any) -> Any: ...
-
-    def end(self, **fields: Any) -> Any: ...
-
-
 def run_scan(
-    camera: PublisherLike,
-    stage: PublisherLike | None,
+    camera: Publisher,
+    stage: Publisher | None,
     microscope: Microscope,
     *,
     fps: float,
@@ -488,7 +483,7 @@ def run_scan(
 
     Parameters
     ----------
-    camera, stage : tilecast_protocol.Publisher
+    camera, stage : tilecast_protocol.publisher.Publisher
         Two, because one source sends through one socket. `stage` may be None if `pos_src` is `frame`.
     microscope : Microscope
     fps : float
@@ -510,12 +505,16 @@ def run_scan(
     -------
     str
         The run's uuid.
+
+    Raises
+    ------
+    RejectedError, DisconnectedError
+        As the publishers do.
     """
     if stage is None and pos_src == "stage":
         raise ValueError("frames without positions need a stage publisher: give one, or pos_src='frame'")
     stop = stop or threading.Event()
     fields: dict[str, Any] = {
-        "name": name,
         "shape": microscope.shape,
         "dtype": microscope.dtype,
         "px_um": microscope.px_um,
@@ -525,7 +524,7 @@ def run_scan(
         "pos_src": pos_src,
     }
     t_start_ns, started_s = time.time_ns(), time.monotonic()
-    run = camera.start(**fields | (start_fields or {}))
+    run = camera.start(name, **fields | (start_fields or {}))
     n_sent = 0
     for event in microscope.events(fps, t_start_ns):
         if isinstance(event, FrameEvent):
@@ -538,12 +537,19 @@ def run_scan(
             if stage is not None:
                 stage.stage(event.pos_um, t_ns=event.t_ns, moving=event.moving)
             continue
-        position = {"pos_um": event.pos_um, "set_um": event.set_um} if pos_src == "frame" else {"set_um": event.set_um}
-        camera.image(pixels, frame=event.frame, t0_ns=event.t0_ns, t1_ns=event.t1_ns, moving=event.moving, **position)
+        camera.image(
+            pixels,
+            frame=event.frame,
+            pos_um=event.pos_um if pos_src == "frame" else None,
+            set_um=event.set_um,
+            t0_ns=event.t0_ns,
+            t1_ns=event.t1_ns,
+            moving=event.moving,
+        )
         n_sent += 1
         if on_frame is not None:
             on_frame(n_sent)
-    camera.end(reason="abort" if stop.is_set() else "done", n_sent=n_sent)
+    camera.end("abort" if stop.is_set() else "done")
     return run
 
 
@@ -583,17 +589,13 @@ def _random(seed: int, salt: int, row: NDArray[np.int64], col: NDArray[np.int64]
     return uniform
 
 
-def _interpolation(pitch: int) -> Image:
-    """Matrix that takes the lattice points along one edge of a block to its pixels, smoothly (cubic Hermite)."""
-    n = _BLOCK // pitch
+def _interpolation(pitch: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Image]:
+    """For each pixel along the edge of a block: the lattice points before and after it, and how far it is between
+    them, smoothed (cubic Hermite)."""
     position = np.arange(_BLOCK) / pitch
-    index = position.astype(int)
-    share = position - index
-    share = share * share * (3 - 2 * share)
-    matrix = np.zeros((_BLOCK, n + 1), np.float32)
-    matrix[np.arange(_BLOCK), index] = 1 - share
-    matrix[np.arange(_BLOCK), index + 1] = share
-    return matrix
+    before = position.astype(np.intp)
+    share = position - before
+    return before, before + 1, (share * share * (3 - 2 * share)).astype(np.float32)
 
 
 def _smooth_step(value: Image) -> Image:

@@ -43,12 +43,15 @@ if TYPE_CHECKING:
         parse_from_daemon,
         same_start,
     )
+    from .publisher import Publisher, RejectedError
     from .queries import COMMANDS, Reply, make_error, make_query, make_reply, parse_query, parse_reply
     from .ranges import RangeSet
+    from .sockets import CurveKeys
 
 __all__ = [
     "COMMANDS",
     "Ack",
+    "CurveKeys",
     "DaemonHeartbeat",
     "DisconnectedError",
     "End",
@@ -61,9 +64,11 @@ __all__ = [
     "Limits",
     "MalformedError",
     "PZFError",
+    "Publisher",
     "QueryError",
     "RangeSet",
     "RecordKind",
+    "RejectedError",
     "Rejection",
     "Reply",
     "RunNotice",
@@ -94,8 +99,10 @@ _MODULE_OF = {
         "journal": "Journal RecordKind",
         "messages": "Ack DaemonHeartbeat End Event Heartbeat Hello Image Limits Rejection RunNotice RunRev RunState "
         "Stage Start Tiles Welcome encode new_boot new_run parse parse_from_daemon same_start",
+        "publisher": "Publisher RejectedError",
         "queries": "COMMANDS Reply make_error make_query make_reply parse_query parse_reply",
         "ranges": "RangeSet",
+        "sockets": "CurveKeys",
     }.items()
     for name in names.split()
 }

@@ -49,10 +49,9 @@ BITS_EXHAUSTED = 3
 
 #: Bits that index the decoder's table. 2**12 entries of 2 + 4 bytes stay in a first-level cache of 32 KiB.
 _TABLE_BITS = 12
-#: Length in `joined` of a pair whose two codes together do not fit an entry. Larger than any sum that is still used.
-_TOO_LONG = 255
-#: Up to 7 bits wait in the accumulator, so 57 more always fit.
-_ROOM_BITS = 57
+#: Up to 7 bits wait in the accumulator, and 56 more leave it less than full: a full one would have to be shifted by 64,
+#: which is undefined.
+_ROOM_BITS = 56
 
 
 def _kernel(function: _F) -> _F:
@@ -337,11 +336,9 @@ def huffman_plan(
     for word in range(low, high + 1):
         first = codes[word & 255]
         second = codes[word >> 8]
+        # Where the two are longer than an entry, the code is cut, but its length tells `huffman_emit` not to use it.
         length = (first + second) & u64(255)
-        if length <= u64(56):
-            joined[word] = ((((first >> u64(8)) << (second & u64(63))) | (second >> u64(8))) << u64(8)) | length
-        else:
-            joined[word] = u64(_TOO_LONG)
+        joined[word] = ((((first >> u64(8)) << (second & u64(63))) | (second >> u64(8))) << u64(8)) | length
     return (n_bits + 7) >> 3, tree_bits, bool(low <= high)
 
 

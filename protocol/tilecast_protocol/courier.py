@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import zmq
 
@@ -184,6 +184,8 @@ class Courier(threading.Thread):
         The endpoint is none.
     """
 
+    LINGERS: ClassVar[bool] = False
+
     def __init__(
         self, outbox: Outbox, endpoint: str, who: Hello, *, curve: CurveKeys | None, heartbeat_s: float
     ) -> None:
@@ -205,7 +207,7 @@ class Courier(threading.Thread):
             raise
 
     def stop(self, linger_s: float) -> None:
-        """End the thread; one-way sockets may take up to `linger_s` to send what they have taken."""
+        """End the thread; a one-way socket may take up to `linger_s` to send what it has taken."""
         self._linger_s = linger_s
         self._outbox.waker.wake()
         self.join()
@@ -233,7 +235,7 @@ class Courier(threading.Thread):
 
     def _close(self, linger_s: float) -> None:
         if self._link is not None:
-            self._link.socket.setsockopt(zmq.LINGER, round(linger_s * 1000))
+            self._link.socket.setsockopt(zmq.LINGER, round(linger_s * 1000) if self.LINGERS else 0)
             self._link.close()
         self._context.term()
 
@@ -421,6 +423,8 @@ class OneWayCourier(Courier):
 
     Publishing uses XPUB, which is PUB to the other side and tells us of subscriptions.
     """
+
+    LINGERS: ClassVar[bool] = True
 
     def __init__(
         self,

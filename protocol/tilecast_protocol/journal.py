@@ -311,14 +311,14 @@ class Journal:
         size = os.fstat(fd).st_size
         end = size if after is None else min(size, after.base_lsn - base_lsn)
         head = self._head_of(segment)
-        index = read_index(_index_path(segment), head, size)
+        index = read_index(_index_path(segment), head)
         plausible = is_plausible(index, len(self._images), self._most_images(base_lsn + index.upto))
         last = self._last_listed(fd, segment, index, end) if plausible else None
         if last is None:
             self._end = _End(base_lsn + SEGMENT_HEAD_BYTES, -1, len(self._images), self._end.n_records)
-            if index.nbytes and not self.readonly:
+            if not self.readonly:
                 # It must not be met again when other records have grown where those it lists were.
-                _index_path(segment).unlink()
+                _index_path(segment).unlink(missing_ok=True)
         else:
             self._images.add_entries(index.entries, base_lsn)
             self._images.leave_out(_n_images_after(last))

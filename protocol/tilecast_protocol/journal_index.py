@@ -24,7 +24,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from tilecast_protocol.journal_format import RECORD_HEAD_BYTES, SEGMENT_HEAD_BYTES
+from tilecast_protocol.journal_format import SEGMENT_HEAD_BYTES
 from tilecast_protocol.ranges import UINT64_MAX, RangeSet
 
 ENTRY = np.dtype([("image_index", "<u8"), ("offset", "<u8"), ("nbytes", "<u8"), ("frame", "<u8")])
@@ -49,13 +49,13 @@ class FrameTable:
         self._state: tuple[array[int], array[int], dict[int, int]] = (array("Q"), array("Q"), {})
 
     def add(self, frame: int, image_index: int) -> None:
-        """Note an image; of two with the same frame number, the first stands."""
+        """Note an image."""
         frames, indices, late = self._state
         if not frames or frame > frames[-1]:
             indices.append(image_index)  # first, so that a frame that is found has its index
             frames.append(frame)
             return
-        late.setdefault(frame, image_index)
+        late[frame] = image_index
         if len(late) > max(1024, len(frames) // 8):
             all_frames = np.concatenate([np.array(frames), np.fromiter(late, np.uint64, len(late))])
             all_indices = np.concatenate([np.array(indices), np.fromiter(late.values(), np.uint64, len(late))])
@@ -173,25 +173,21 @@ class Index(NamedTuple):
 NO_INDEX = Index(np.empty(0, ENTRY), SEGMENT_HEAD_BYTES, -1, 0)
 
 
-def read_index(path: Path, head: bytes, segment_nbytes: int) -> Index:
+def read_index(path: Path, head: bytes) -> Index:
     """Read an index file as far as its checksums hold.
 
     Parameters
     ----------
     head : bytes
         The first bytes that the segment has, or ought to have: those of another segment's index differ.
-    segment_nbytes : int
-        Length of the segment, which bounds how long an index can be and how much of the file is read.
 
     Returns
     -------
     Index
         `NO_INDEX` if there is nothing to be believed.
     """
-    bound = SEGMENT_HEAD_BYTES + (ENTRY.itemsize + _BLOCK_BYTES) * (segment_nbytes // RECORD_HEAD_BYTES + 1)
     try:
-        with path.open("rb") as file:
-            data = file.read(bound)
+        data = path.read_bytes()
     except FileNotFoundError:
         return NO_INDEX
     if data[: len(head)] != head:

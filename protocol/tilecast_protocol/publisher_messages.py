@@ -7,6 +7,7 @@ not decoded here; `check_payload` compares what a payload says of itself with wh
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -219,10 +220,6 @@ class Start(PublisherMessage):
                 continue
             if n >= known_parts:
                 raise MalformedError(f"start: {key} is {value}, which needs the SHA-256 of payload part {n} in sha256")
-            if self.parts and n >= len(self.parts):
-                raise MalformedError(
-                    f"start: {key} is {value} and there are {len(self.parts)} payload parts", reason="bad-payload"
-                )
         if self.parts and self.sha256 is not None and len(self.parts) != known_parts:
             raise MalformedError(
                 f"start: {known_parts} SHA-256 came for {len(self.parts)} payload parts", reason="bad-payload"
@@ -233,15 +230,16 @@ class Start(PublisherMessage):
             )
         if self.stage_stream == DAEMON_STREAM:
             raise MalformedError(f"start: stage_stream may not be {DAEMON_STREAM}, which is reserved for the daemon")
-        for x, y in self.extent_um or ():
-            if not self._is_near(x, y):
-                raise MalformedError(
-                    f"start: extent_um reaches further than {MAX_POSITION_PX} pixels from stage (0, 0); "
-                    "are extent_um, px_um and affine in µm?"
-                )
+        corners_um = itertools.product(*zip(*self.extent_um, strict=True)) if self.extent_um is not None else ()
+        if not all(map(self._is_near, corners_um)):
+            raise MalformedError(
+                f"start: extent_um reaches further than {MAX_POSITION_PX} pixels from stage (0, 0); "
+                "are extent_um, px_um and affine in µm?"
+            )
 
-    def _is_near(self, x_um: float, y_um: float) -> bool:
+    def _is_near(self, corner_um: tuple[float, ...]) -> bool:
         (a, b), (c, d) = self.effective_affine
+        x_um, y_um = corner_um
         determinant = a * d - b * c
         x_px, y_px = (d * x_um - b * y_um) / determinant, (a * y_um - c * x_um) / determinant
         return max(abs(x_px), abs(y_px)) <= MAX_POSITION_PX

@@ -439,10 +439,11 @@ def _huffman(data: U8Array, *, before: bytes = b"", unless_nbytes: int | None = 
     return out[:end]
 
 
-def _huffman_stream(data: U8Array) -> bytes:
+def _own_stream(data: U8Array, before: bytes = b"") -> bytes:
+    """The stream of `data`, behind `before`."""
     if not data.size:
-        return b""
-    stream = _huffman(data)
+        return before
+    stream = _huffman(data, before=before)
     assert stream is not None  # without a limit there is always a stream
     return stream.tobytes()
 
@@ -453,8 +454,8 @@ _PYMECOMPRESS_FROM_NBYTES: Final = 512
 _PYMECOMPRESS_MAX_NBYTES: Final = 1 << 30
 
 
-def _pymecompress_stream(data: U8Array) -> bytes:
-    """Encode with the C library, and decode with our own to see that the bytes come back."""
+def _pymecompress_stream(data: U8Array, before: bytes = b"") -> bytes:
+    """The same by the C library, decoded with our own to see that the bytes come back."""
     try:
         from pymecompress import HuffmanCompress
     except ImportError as error:
@@ -463,7 +464,7 @@ def _pymecompress_stream(data: U8Array) -> bytes:
             "writes the same bytes"
         ) from error
     if data.size < _PYMECOMPRESS_FROM_NBYTES:
-        return _huffman_stream(data)
+        return _own_stream(data, before)
     if data.size > _PYMECOMPRESS_MAX_NBYTES:
         raise PZFError(f"pymecompress takes {_PYMECOMPRESS_MAX_NBYTES} bytes at most; {data.size} came")
     stream = _read_only(np.asarray(HuffmanCompress(np.ascontiguousarray(data)), np.uint8))
@@ -479,7 +480,7 @@ def _pymecompress_stream(data: U8Array) -> bytes:
             "pymecompress encoded this frame wrongly, as it does when a code gets longer than 25 bits; "
             "use engine='tilecast'"
         )
-    return stream.tobytes()
+    return before + stream.tobytes()
 
 
 def _supported(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -520,12 +521,12 @@ def _dequantization_table(header: RecordHeader) -> npt.NDArray[Any]:
 def dumps(
     data: npt.ArrayLike,
     sequenceID: int = 0,  # noqa: N803  (PYME's names)
-    frameNum: int = 0,  # noqa: N803
-    frameTimestamp: float = 0,  # noqa: N803
+    frameNum: int = 0,  # noqa: N803  (as above)
+    frameTimestamp: float = 0,  # noqa: N803  (as above)
     compression: int = DATA_COMP_RAW,
     quantization: int = DATA_QUANT_NONE,
-    quantizationOffset: float = 0,  # noqa: N803
-    quantizationScale: float = 1,  # noqa: N803
+    quantizationOffset: float = 0,  # noqa: N803  (as above)
+    quantizationScale: float = 1,  # noqa: N803  (as above)
     *,
     engine: Engine = "tilecast",
 ) -> bytes:
@@ -571,6 +572,10 @@ def dumps(
         raise PZFError(f"quantization is DATA_QUANT_NONE or DATA_QUANT_SQRT (0, 1); {quantization} came")
     if engine not in ("tilecast", "pymecompress"):
         raise PZFError(f"engine is 'tilecast' or 'pymecompress'; {engine!r} came")
+    try:
+        numbers = int(sequenceID), int(frameNum), int(frameTimestamp)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PZFError(f"sequenceID, frameNum and frameTimestamp are whole numbers; {error}") from error
     dtype = pixels.dtype
     order = b"F" if pixels.flags.f_contiguous else b"C"
     flat = np.ascontiguousarray(pixels.reshape(-1, order="F" if order == b"F" else "C"))
@@ -586,15 +591,15 @@ def dumps(
             )
         flat = _quantize(flat, offset, scale)
     header = _pack_header(
-        dtype, shape, sequence_id=int(sequenceID), frame_num=int(frameNum), timestamp=int(frameTimestamp),
+        dtype, shape, sequence_id=numbers[0], frame_num=numbers[1], timestamp=numbers[2],
         compression=compression, quantization=quantization, order=order, quant_offset=offset, quant_scale=scale,
     )  # fmt: skip
     raw = flat.view(np.uint8)
     if compression == DATA_COMP_RAW:
         return header + raw.tobytes()
-    encode: Callable[[U8Array], bytes] = _huffman_stream if engine == "tilecast" else _pymecompress_stream
+    encode = _own_stream if engine == "tilecast" else _pymecompress_stream
     if compression == DATA_COMP_HUFFCODE:
-        return header + encode(raw)
+        return encode(raw, header)
     parts = [header, _CHUNK_COUNT.pack(_CHUNKS_WRITTEN)]
     nbytes = -(-raw.size // _CHUNKS_WRITTEN)
     for n in range(_CHUNKS_WRITTEN):

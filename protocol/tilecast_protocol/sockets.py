@@ -40,7 +40,7 @@ _REFUSED_KEYS: Final = (
     "it ends the handshake: does it need CURVE keys, are they the right ones, and is our public key in its allow-list?"
 )
 _TROUBLE: Final = {
-    zmq.Event.CONNECT_RETRIED: "nobody listens there",
+    zmq.Event.CLOSED: "nobody listens there",
     zmq.Event.DISCONNECTED: "the connection was lost",
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _REFUSED_KEYS,
     zmq.Event.HANDSHAKE_FAILED_AUTH: _REFUSED_KEYS,

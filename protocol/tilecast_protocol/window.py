@@ -30,7 +30,7 @@ Settled(tickets=(1,), rejected=())
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -52,7 +52,8 @@ class Rejected(NamedTuple):
     Attributes
     ----------
     reason : str
-        The word on the wire (`run-conflict`, `disk-reserve`, …).
+        The word on the wire (`run-conflict`, `disk-reserve`, …); `lost` for what the daemon settled several times
+        without keeping it, and without saying why.
     message : str
         The daemon's sentence about it.
     type : str
@@ -247,23 +248,34 @@ class SendWindow:
         self._open = False
 
     def greeted(self, welcome: Welcome) -> Settled:
-        """Begin a connection: what the daemon has settled is done with, all the rest goes out again, in order."""
+        """Begin a connection: what the daemon has settled is done with, all the rest goes out again, in order.
+
+        If the acknowledgement that refused an image was lost with the last connection, `upto_seq` covers it all the
+        same; but then the daemon does not list it as received. Such an image goes out again under a new number, and so
+        does a `start` of which the daemon knows nothing: if they are refused again, we hear why.
+        """
         self.credit = welcome.credit
-        settled = self._settle_upto(welcome.upto_seq)
+        items = self._pop_upto(welcome.upto_seq)
+        received = {state.run: state.received for state in welcome.runs}
+        lost = []
+        for item in items:
+            if not item.refused and _is_missing(item.message, received):
+                item.refused = True
+                if not self._send_anew(item, with_start=item.run not in received):
+                    lost.append(_rejected(item, "lost", "the daemon has settled it and does not list it as received"))
         if not self._open:
             self._open = True
             self._cursor = 0
             self._images_out = 0
-        return settled
+        return Settled(self._settle(items).tickets, tuple(lost))
 
     def acknowledged(self, ack: Ack) -> Settled:
         """Take in an acknowledgement: rejections first, because what they name is usually settled by the same one."""
         self.credit = ack.credit
         rejected = [found for found in map(self._refuse, ack.rejected) if found is not None]
-        settled = self._settle_upto(ack.upto_seq)
-        return Settled(settled.tickets, (*rejected, *settled.rejected))
+        return Settled(self._settle(self._pop_upto(ack.upto_seq)).tickets, tuple(rejected))
 
-    def _settle_upto(self, upto_seq: int) -> Settled:
+    def _pop_upto(self, upto_seq: int) -> list[Outgoing]:
         done = []
         upto_seq = min(upto_seq, self._last_out)  # nothing that was never out can have been settled
         while self._numbered and self._numbered[0].seq <= upto_seq:
@@ -272,7 +284,7 @@ class SendWindow:
                 self._cursor -= 1
                 self._images_out -= item.is_image
             done.append(item)
-        return self._settle(done)
+        return done
 
     def _settle(self, items: Sequence[Outgoing]) -> Settled:
         tickets = []
@@ -298,23 +310,40 @@ class SendWindow:
         item = self._numbered[at]
         # It stays where it is until it is covered by upto_seq: after a reconnect the daemon wants every number.
         item.refused = True
-        if rejection.reason == "unknown-run" and self._send_anew(item):
-            return None
-        run = item.run
-        known = self._runs.get(run or "")
-        if isinstance(item.message, Start) and known is not None and known.start_seq == item.seq:
-            del self._runs[item.message.run]
-        frame = item.message.frame if isinstance(item.message, Image) else None
-        return Rejected(rejection.reason, rejection.message, item.message.TYPE, run, frame, item.seq, item.ticket)
-
-    def _send_anew(self, item: Outgoing) -> bool:
-        """Queue the run's `start`, unless a later one is out or waiting, then the message, under new numbers."""
         known = self._runs.get(item.run or "")
-        if known is None or item.attempts >= MAX_ATTEMPTS or isinstance(item.message, Start):
+        if isinstance(item.message, Start):
+            if known is not None and known.start_seq == item.seq:
+                del self._runs[item.message.run]
+        elif rejection.reason == "unknown-run" and known is not None and self._send_anew(item, with_start=True):
+            return None
+        return _rejected(item, rejection.reason, rejection.message)
+
+    def _send_anew(self, item: Outgoing, *, with_start: bool) -> bool:
+        """Queue a message under a new number, after its run's `start` unless a later one is out or waiting already.
+
+        Returns whether it was: what has been sent too often is not.
+        """
+        if item.attempts >= MAX_ATTEMPTS:
             return False
-        if known.start_seq < item.seq and not known.start_waiting:
+        known = self._runs.get(item.run or "")
+        if isinstance(item.message, Start):
+            if known is not None:
+                known.start_waiting = True
+        elif with_start and known is not None and known.start_seq <= item.seq and not known.start_waiting:
             known.start_waiting = True
             self._again.append(Outgoing(known.start, OWN))
         self._n_images += item.is_image
         self._again.append(Outgoing(item.message, item.ticket, item.attempts + 1))
         return True
+
+
+def _rejected(item: Outgoing, reason: str, message: str) -> Rejected:
+    frame = item.message.frame if isinstance(item.message, Image) else None
+    return Rejected(reason, message, item.message.TYPE, item.run, frame, item.seq, item.ticket)
+
+
+def _is_missing(message: PublisherMessage, received: Mapping[str, Sequence[tuple[int, int]]]) -> bool:
+    """Whether the daemon lacks an image, or knows nothing of a run, although it has settled the message."""
+    if isinstance(message, Image):
+        return not any(first <= message.frame <= last for first, last in received.get(message.run, ()))
+    return isinstance(message, Start) and message.run not in received

@@ -13,7 +13,8 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,20 @@ DECODE_TARGET = 6.0
 MEANS = (20, 200, 2000, 20000)
 
 
-def best_s(call: Callable[[], object], repeats: int) -> float:
-    """Shortest of `repeats` runs in seconds, after one that does not count."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def best_s(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Shortest of `repeats` runs of each in seconds, after one that does not count.
+
+    They take turns, so that a machine that slows down for a while slows down all of them.
+    """
+    best = [float("inf")] * len(calls)
+    for call in calls:
         call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    for _ in range(repeats):
+        for n, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[n] = min(best[n], time.perf_counter() - start)
+    return best
 
 
 def together(call: Callable[[], object], n_threads: int) -> None:
@@ -66,18 +72,19 @@ def main() -> int:
         gigabytes = frame.nbytes / 1e9
         record = pzf.encode_image(frame)
         assert (pzf.decode_image(record) == frame).all()
-        encode_s = best_s(lambda frame=frame: pzf.encode_image(frame), options.repeats)
-        decode_s = best_s(lambda record=record: pzf.decode_image(record), options.repeats)
-        line = f"mean {mean:>6}    {len(record) / frame.nbytes:8.3f}"
-        line += f" | {gigabytes / encode_s:7.2f} {gigabytes / decode_s:7.2f}"
+        ours = [partial(pzf.encode_image, frame), partial(pzf.decode_image, record)]
+        theirs = []
         if bcl is not None:
             stream = bcl.HuffmanCompress(frame)
             assert bytes(record[64:]) == stream.tobytes()
-            their_encode_s = best_s(lambda frame=frame: bcl.HuffmanCompress(frame), 3)
-            their_decode_s = best_s(lambda stream=stream, frame=frame: bcl.HuffmanDecompress(stream, frame.nbytes), 3)
-            encode_ratio, decode_ratio = their_encode_s / encode_s, their_decode_s / decode_s
+            theirs = [partial(bcl.HuffmanCompress, frame), partial(bcl.HuffmanDecompress, stream, frame.nbytes)]
+        seconds = best_s([*ours, *theirs], options.repeats)
+        line = f"mean {mean:>6}    {len(record) / frame.nbytes:8.3f} |"
+        line += "".join(f" {gigabytes / s:7.2f}" for s in seconds[:2]) + "      |"
+        if theirs:
+            encode_ratio, decode_ratio = seconds[2] / seconds[0], seconds[3] / seconds[1]
             missed |= encode_ratio < ENCODE_TARGET or decode_ratio < DECODE_TARGET
-            line += f"      |  {gigabytes / their_encode_s:7.3f} {gigabytes / their_decode_s:7.3f}     |"
+            line += "".join(f" {gigabytes / s:8.3f}" for s in seconds[2:]) + "     |"
             line += f"  {encode_ratio:9.1f}× {decode_ratio:5.1f}×"
         print(line)
 
@@ -85,14 +92,12 @@ def main() -> int:
     gigabytes = tiles.nbytes / 1e9
     half = tiles[:48]
     records = pzf.encode_images(half)
-    one_s = best_s(lambda: pzf.encode_images(half), options.repeats)
-    two_s = best_s(lambda: together(lambda: pzf.encode_images(half), 2), options.repeats)
-    print(f"256² u2 tiles, encoded in one call: {gigabytes / 2 / one_s:.2f} GB/s;", end=" ")
-    print(f"by two threads: {gigabytes / two_s:.2f} GB/s")
-    one_s = best_s(lambda: [pzf.decode_image(record) for record in records], options.repeats)
-    two_s = best_s(lambda: together(lambda: [pzf.decode_image(record) for record in records], 2), options.repeats)
-    print(f"256² u2 tiles, decoded one by one:  {gigabytes / 2 / one_s:.2f} GB/s;", end=" ")
-    print(f"by two threads: {gigabytes / two_s:.2f} GB/s")
+    for name, call in (
+        ("encoded in one call", lambda: pzf.encode_images(half)),
+        ("decoded one by one", lambda: [pzf.decode_image(record) for record in records]),
+    ):
+        one_s, two_s = best_s([call, partial(together, call, 2)], options.repeats)
+        print(f"256² u2 tiles, {name}: {gigabytes / 2 / one_s:.2f} GB/s; by two threads: {gigabytes / two_s:.2f} GB/s")
     return int(missed)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import zmq
 
 from tilecast.geometry import Rect, place_centre
 from tilecast.simulate import FrameEvent, Microscope, Order, Specimen, StageEvent, run_scan
+from tilecast_protocol.messages import End, Heartbeat, Image, Stage, Start, parse
+from tilecast_protocol.publisher import Publisher
 
 
 def small(**changes: Any) -> Microscope:
@@ -204,71 +208,104 @@ class TestCamera:
             small(**wrong)
 
 
-class Recorder:
-    """A publisher that keeps what it is given."""
+class Wire:
+    """A PULL socket, two real publishers that push to it, and what came."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.pixels: list[NDArray[Any]] = []
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL)
+        self._socket.rcvhwm = 0
+        port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        camera, stage = (
+            Publisher(f"tcp://127.0.0.1:{port}", instrument="scope", stream=stream, mode="push")
+            for stream in ("camera", "stage")
+        )
+        self.camera, self.stage = camera, stage
 
-    def start(self, **fields: Any) -> str:
-        self.calls.append(("start", fields))
-        return "0190a5a8-0000-7000-8000-000000000001"
+    def close(self) -> None:
+        for publisher in (self.camera, self.stage):
+            publisher.close()
+        self._socket.close(0)
+        self._context.term()
 
-    def image(self, pixels: NDArray[Any], **fields: Any) -> None:
-        self.pixels.append(pixels)
-        self.calls.append(("image", fields))
+    def received(self) -> tuple[list[Any], list[Any]]:
+        """All messages of the camera and of the stage, without heartbeats and the starts that they repeat."""
+        self.camera.flush()
+        self.stage.flush()
+        messages: list[Any] = []
+        while not any(isinstance(message, End) for message in messages) or self._socket.poll(200):
+            assert self._socket.poll(10_000), "the end of the run did not come"
+            message = parse(self._socket.recv_multipart(copy=False))
+            if not isinstance(message, Heartbeat) and not (
+                isinstance(message, Start) and any(isinstance(known, Start) for known in messages)
+            ):
+                messages.append(message)
+        return [m for m in messages if m.stream == "camera"], [m for m in messages if m.stream == "stage"]
 
-    def stage(self, pos_um: Any, **fields: Any) -> None:
-        self.calls.append(("stage", {"pos_um": pos_um} | fields))
 
-    def end(self, **fields: Any) -> None:
-        self.calls.append(("end", fields))
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.close()
 
 
 class TestRunScan:
-    def test_tells_the_whole_story(self) -> None:
-        camera, stage, seen = Recorder(), Recorder(), []
-        scope = small()
-        run = run_scan(camera, stage, scope, fps=50, paced=False, start_fields={"blend": "mean"}, on_frame=seen.append)
-        assert run == "0190a5a8-0000-7000-8000-000000000001"
-        kinds = [kind for kind, _ in camera.calls]
-        assert kinds == ["start", *["image"] * 12, "end"]
-        start = camera.calls[0][1]
-        assert (start["shape"], start["dtype"], start["n_expected"]) == ((48, 64), "<u2", 12)
-        assert (start["pos_src"], start["blend"]) == ("frame", "mean")
-        assert camera.calls[-1][1] == {"reason": "done", "n_sent": 12}
-        assert seen == list(range(1, 13))
-        assert {kind for kind, _ in stage.calls} == {"stage"}
-        for event, pixels, (_, fields) in zip(frames_of(scope), camera.pixels, camera.calls[1:-1], strict=True):
-            assert np.array_equal(pixels, scope.image(event))
-            assert (fields["frame"], fields["pos_um"], fields["moving"]) == (event.frame, event.pos_um, False)
-
-    def test_frames_that_are_to_be_joined_bring_no_position(self) -> None:
-        camera, stage = Recorder(), Recorder()
-        run_scan(camera, stage, small(), fps=50, paced=False, pos_src="stage")
-        assert all("pos_um" not in fields for kind, fields in camera.calls if kind == "image")
-        last = max(fields["t1_ns"] for kind, fields in camera.calls if kind == "image")
-        assert stage.calls[-1][1]["t_ns"] > last
-        with pytest.raises(ValueError, match="need a stage publisher"):
-            run_scan(camera, None, small(), fps=50, pos_src="stage")
-
-    def test_keeps_to_its_clock(self) -> None:
-        camera = Recorder()
-        paces = []
-
-        class Watch(threading.Event):
-            def wait(self, timeout: float | None = None) -> bool:
-                assert timeout is not None
-                paces.append(timeout)
-                return False
-
-        run_scan(camera, None, small(), fps=1, stop=Watch())
-        assert max(paces) == pytest.approx(12 + 1 / 200, abs=2)
-
-    def test_can_be_stopped(self) -> None:
-        camera, stop = Recorder(), threading.Event()
-        run_scan(
-            camera, None, small(), fps=50, paced=False, on_frame=lambda n: stop.set() if n == 5 else None, stop=stop
+    def test_tells_the_whole_story(self, wire: Wire) -> None:
+        scope, seen = small(), []
+        run = run_scan(
+            wire.camera,
+            wire.stage,
+            scope,
+            fps=50,
+            paced=False,
+            name="liver",
+            start_fields={"blend": "mean"},
+            on_frame=seen.append,
         )
-        assert camera.calls[-1] == ("end", {"reason": "abort", "n_sent": 5})
+        (start, *images, end), stages = wire.received()
+        assert (start.run, start.name, start.shape, start.dtype, start.n_expected, start.pos_src, start.blend) == (
+            run, "liver", (48, 64), "<u2", 12, "frame", "mean",
+        )  # fmt: skip
+        assert start.extent_um == scope.extent_um()
+        assert (end.reason, end.n_sent) == ("done", 12)
+        assert seen == list(range(1, 13))
+        assert {type(message) for message in stages} == {Stage}
+        for event, image in zip(frames_of(scope), images, strict=True):
+            assert (image.frame, image.pos_um, image.set_um, image.moving) == (
+                event.frame, event.pos_um, event.set_um, False,
+            )  # fmt: skip
+            assert np.array_equal(np.frombuffer(image.parts[0], "<u2").reshape(48, 64), scope.image(event))
+
+    def test_frames_that_are_to_be_joined_bring_no_position(self, wire: Wire) -> None:
+        run_scan(wire.camera, wire.stage, small(), fps=50, paced=False, pos_src="stage")
+        (start, *images, _), stages = wire.received()
+        assert start.pos_src == "stage"
+        assert {image.pos_um for image in images} == {None}
+        assert stages[0].t_ns < images[0].t0_ns
+        assert stages[-1].t_ns > images[-1].t1_ns
+
+    def test_joining_needs_a_stage(self, wire: Wire) -> None:
+        with pytest.raises(ValueError, match="need a stage publisher"):
+            run_scan(wire.camera, None, small(), fps=50, pos_src="stage")
+
+    def test_keeps_to_its_clock(self, wire: Wire) -> None:
+        started_s = time.monotonic()
+        run_scan(wire.camera, None, small(grid=(1, 4)), fps=10)
+        assert time.monotonic() - started_s >= 0.4
+
+    def test_can_be_stopped(self, wire: Wire) -> None:
+        stop = threading.Event()
+        run_scan(
+            wire.camera,
+            None,
+            small(),
+            fps=50,
+            paced=False,
+            on_frame=lambda n: stop.set() if n == 5 else None,
+            stop=stop,
+        )
+        camera, stages = wire.received()
+        assert [type(message) for message in camera] == [Start, *[Image] * 5, End]
+        assert (camera[-1].reason, camera[-1].n_sent) == ("abort", 5)
+        assert stages == []

@@ -22,7 +22,8 @@ import pytest
 
 from tilecast_protocol.errors import JournalError, TilecastError
 from tilecast_protocol.journal import Damage, Journal, Position, Record, RecordKind
-from tilecast_protocol.journal_format import RECORD_HEAD_BYTES, SEGMENT_HEAD_BYTES
+from tilecast_protocol.journal_format import RECORD_HEAD_BYTES, SEGMENT_HEAD_BYTES, pack_record_head
+from tilecast_protocol.journal_index import ENTRY, IndexWriter
 
 RUN = "7b0e8a52-5b57-4c38-9f1e-2d0b4f9b6a11"
 OTHER_RUN = "11111111-2222-4333-8444-555555555555"
@@ -539,10 +540,106 @@ def test_a_journal_sent_as_pixels_is_not_taken_for_records(folder: Path, tmp_pat
         assert frames_of(outer.records()) == [101]
 
 
+@pytest.mark.parametrize("wrong", ["nonce", "lsn"])
+def test_a_forged_record_in_a_payload_is_found_out(folder: Path, wrong: str) -> None:
+    """A publisher that knows the format, and even where its payload will lie, still cannot slip a record in."""
+    payload_lsn = SEGMENT_HEAD_BYTES + RECORD_HEAD_BYTES + 8 + len(TOPIC)
+    with Journal.create(folder, RUN) as journal:
+        truth = {"nonce": journal._nonce, "lsn": payload_lsn}
+        forged = pack_record_head(
+            kind=RecordKind.STAGE,
+            flags=0,
+            synced_lsn=0,
+            t_recv_ns=0,
+            acked_seq=0,
+            frame=0,
+            image_index=1,
+            payload_nbytes=0,
+            topic_nbytes=0,
+            n_parts=0,
+            header_nbytes=0,
+            meta_crc=0,
+            payload_crc=0,
+            **(truth | {wrong: truth[wrong] ^ 1}),
+        )
+        journal.append(RecordKind.IMAGE, topic=TOPIC, header=b"", parts=[forged], t_recv_ns=0, frame=100)
+        add_image(journal, 101)
+    flip(folder / "000000.tcj", SEGMENT_HEAD_BYTES + 8)
+    with Journal.open(folder, readonly=True) as reader:
+        assert [(record.kind, record.frame) for record in reader.records()] == [(RecordKind.IMAGE, 101)]
+
+
+def test_the_search_for_the_next_record_sees_one_on_the_seam_of_two_reads(folder: Path) -> None:
+    chunk = 4 << 20
+    with Journal.create(folder, RUN) as journal:
+        first = add_image(journal, 0, 0).lsn
+        second = add_image(journal, 1, chunk - 40 - (first - SEGMENT_HEAD_BYTES) + 1).lsn
+        assert second - first == 1 + chunk - 40, "the scan reads on from one byte behind the bad record's begin"
+        add_image(journal, 2)
+    flip(folder / "000000.tcj", first)
+    with Journal.open(folder, readonly=True) as reader:
+        assert frames_of(reader.records()) == [0, 2]
+
+
+def test_a_file_shorter_than_what_was_durable(folder: Path) -> None:
+    """As when an older copy was put back: the index knows better."""
+    with Journal.create(folder, RUN) as journal:
+        ends = [add_image(journal, frame).lsn for frame in range(4)]
+    os.truncate(folder / "000000.tcj", ends[3] - 1)
+    for readonly in (True, False):
+        with Journal.open(folder, readonly=readonly) as journal:
+            assert [(item.offset, item.frames, item.durable) for item in journal.damage] == [(ends[2], (3,), True)]
+            assert journal.written_lsn >= journal.synced_lsn
+            assert journal.n_images == 4
+            assert frames_of(journal.records()) == [0, 1, 2]
+            if not readonly:
+                assert add_image(journal, 3).image_index == 4
+
+
+def test_an_index_that_promises_too_many_images_is_not_believed_about_lost_ones(folder: Path) -> None:
+    with Journal.create(folder, RUN) as journal:
+        ends = [add_image(journal, frame).lsn for frame in range(2)]
+    path = folder / "000000.tci"
+    entries = np.array([(2**40, ends[0], ends[1] - ends[0], 1)], ENTRY)
+    IndexWriter(path, path.read_bytes()[:SEGMENT_HEAD_BYTES], 0, 0).add(entries, ends[1], ends[0])
+    os.truncate(folder / "000000.tcj", ends[1] - 1)
+    with Journal.open(folder) as journal:
+        assert journal.n_images == 1
+
+
+def test_an_index_of_records_that_are_gone_is_not_met_again(folder: Path, tmp_path: Path) -> None:
+    with Journal.create(folder, RUN) as journal:
+        add_image(journal, 0)
+        add_image(journal, 1)
+    os.truncate(folder / "000000.tcj", SEGMENT_HEAD_BYTES)
+    with Journal.open(folder) as journal:
+        assert journal.damage[0].durable
+        add_image(journal, 2)
+        shutil.copytree(folder, tmp_path / "crashed")
+    path = tmp_path / "crashed" / "000000.tcj"
+    os.truncate(path, path.stat().st_size - 1)
+    with Journal.open(tmp_path / "crashed") as journal:
+        assert [item.durable for item in journal.damage] == [False]
+
+
+def test_images_behind_a_lost_one_keep_their_ordinals(folder: Path) -> None:
+    with Journal.create(folder, RUN) as journal:
+        add_image(journal, 0)
+        end = add_image(journal, 1).lsn
+        add_stage(journal)
+    flip(folder / "000000.tcj", end - 1)
+    (folder / "000000.tci").unlink()
+    for readonly in (True, False, True):
+        with Journal.open(folder, readonly=readonly) as journal:
+            assert journal.n_images == 2
+            with pytest.raises(JournalError, match=r"image 1 .* was lost"):
+                journal.image(1)
+    with Journal.open(folder) as journal:
+        assert add_image(journal, 1).image_index == 2
+
+
 def test_lying_lengths_allocate_nothing(folder: Path) -> None:
     """A record whose fixed part is sound, by a writer that means ill: lengths and ordinals beyond the file."""
-    from tilecast_protocol import journal_format
-
     with Journal.create(folder, RUN) as journal:
         add_image(journal, 0)
         nonce = journal._nonce
@@ -560,7 +657,7 @@ def test_lying_lengths_allocate_nothing(folder: Path) -> None:
     ]
     data = segments_of(folder)[0].read_bytes()
     for lie in lies:
-        segments_of(folder)[0].write_bytes(data + journal_format.pack_record_head(**common, **lie))
+        segments_of(folder)[0].write_bytes(data + pack_record_head(**common, **lie))
         tracemalloc.start()
         try:
             with Journal.open(folder, readonly=True) as journal:
@@ -609,8 +706,6 @@ def test_an_index_that_is_gone_or_wrong_is_made_anew(folder: Path, tmp_path: Pat
 
 def test_an_index_that_leads_astray_is_noticed(folder: Path) -> None:
     """Sums right, contents wrong: as no crash makes it, but a person who puts files back can."""
-    from tilecast_protocol.journal_index import ENTRY, IndexWriter
-
     with Journal.create(folder, RUN) as journal:
         ends = [SEGMENT_HEAD_BYTES, *(add_image(journal, frame).lsn for frame in range(3))]
     path = folder / "000000.tci"
@@ -623,6 +718,53 @@ def test_an_index_that_leads_astray_is_noticed(folder: Path) -> None:
         assert "delete 000000.tci" in journal.verify()[0].what
         with pytest.raises(JournalError, match="no sound record"):
             journal.image(1)
+
+
+def test_an_index_that_cannot_be_is_made_anew(folder: Path) -> None:
+    """Sums right, contents impossible: nothing is believed, and nothing allocated by it."""
+    with Journal.create(folder, RUN, segment_bytes=1000) as journal:
+        for frame in range(7):
+            add_image(journal, frame)
+    path = folder / "000001.tci"
+    good = path.read_bytes()
+    head, body = good[:SEGMENT_HEAD_BYTES], np.frombuffer(good[SEGMENT_HEAD_BYTES + 28 :], ENTRY)
+    assert body["image_index"].tolist() == [4, 5, 6]
+    upto, last = int(body["offset"][2] + body["nbytes"][2]), int(body["offset"][2])
+    base_lsn = struct.unpack_from("<Q", head, 40)[0]
+
+    def changed(field: str, values: list[int]) -> np.ndarray[Any, Any]:
+        entries = body.copy()
+        entries[field] = values
+        return entries
+
+    wrong: list[list[tuple[np.ndarray[Any, Any], int, int]]] = [
+        [(changed("image_index", [3, 4, 5]), upto, last)],
+        [(changed("image_index", [4, 6, 5]), upto, last)],
+        [(changed("image_index", [4, 5, 2**40]), upto, last)],
+        [(changed("image_index", [4, 5, 7]), upto, last)],
+        [(changed("offset", [0, *body["offset"].tolist()[1:]]), upto, last)],
+        [(changed("offset", [*body["offset"].tolist()[:2], upto]), upto, last)],
+        [(changed("nbytes", [2**64 - 1, 5, 5]), upto, last)],
+        [(body[:2], upto - 1, last)],
+        [(body[:1], last, last), (body[1:], upto, last)],
+        [(body, upto, last), (body[:0], upto, last)],
+        [(body[:2], last, int(body["offset"][0]))],
+        [(body, upto, 2**63 + 1)],
+    ]
+    for blocks in wrong:
+        path.unlink()
+        writer = IndexWriter(path, head, base_lsn, 0)
+        for entries, block_upto, block_last in blocks:
+            writer.add(entries, block_upto, block_last)
+        tracemalloc.start()
+        try:
+            with Journal.open(folder) as journal:
+                assert journal.verify() == []
+                assert journal.n_images == 7
+                assert [journal.image_of_frame(frame).image_index for frame in range(7)] == list(range(7))
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_an_index_lists_nothing_that_was_not_durable(folder: Path) -> None:

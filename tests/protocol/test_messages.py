@@ -293,11 +293,17 @@ def test_a_header_that_announces_more_than_it_brings_reserves_nothing() -> None:
     bomb = bytes([packed[0] + 1]) + packed[1:] + msgpack.packb("user") + b"\xdd\x00\x00\xf0\x00" * 13_000
     tracemalloc.start()
     try:
-        with pytest.raises(MalformedError):
+        with pytest.raises(MalformedError, match="nested"):
             messages.parse([topic, bomb, PIXELS])
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_list_that_announces_more_than_is_left_is_refused_at_once() -> None:
+    for announced in (b"\x81\xa1x\xdd\x00\x00\xf0\x00\x01", b"\x81\xa1x\xdf\x00\x00\x78\x00\xa1y"):
+        with pytest.raises(MalformedError, match="announces 61440 values where"):
+            headers.unpack_header(announced)
 
 
 def test_errors_are_short_and_say_what_was_expected() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import json
 import math
 import struct
@@ -250,6 +251,13 @@ def test_a_frame_larger_than_allowed_is_refused(compression: int) -> None:
         pzf.decode_image(record, max_bytes=199)
 
 
+def test_the_limit_is_on_the_pixels_not_on_their_levels() -> None:
+    record = pzf.dumps(frame(shape=(10, 10)), compression=HUFFMAN, quantization=SQRT)
+    assert pzf.loads(record, max_bytes=200)[0].nbytes == 200
+    with pytest.raises(PZFError, match="199"):
+        pzf.loads(record, max_bytes=199)
+
+
 @pytest.mark.parametrize(
     ("offset", "scale"), [(math.nan, 1), (math.inf, 1), (0, math.nan), (0, math.inf), (0, 0), (0, -1)]
 )
@@ -439,6 +447,8 @@ def test_pixel_types_that_pzf_lacks_are_refused(dtype: str) -> None:
         ({"frameTimestamp": -1}, "timestamp"),
         ({"frameTimestamp": 1 << 64}, "timestamp"),
         ({"sequenceID": 1 << 63}, "sequence ID"),
+        ({"frameTimestamp": math.nan}, "whole numbers"),
+        ({"frameNum": "first"}, "whole numbers"),
         ({"data": np.empty((1 << 32, 0), "u1")}, "side"),
     ],
 )
@@ -604,6 +614,12 @@ def test_a_header_reads_as_pyme_and_as_numbers() -> None:
     assert pzf.read_header(record).nbytes_coded == 30
 
 
+def test_the_examples_in_the_docstrings_are_true() -> None:
+    results = doctest.testmod(pzf)
+    assert results.attempted > 3
+    assert not results.failed
+
+
 def test_numba_is_loaded_at_the_first_use_of_the_codec_only() -> None:
     script = (
         "import sys, numpy as np; from tilecast_protocol import pzf\n"
@@ -628,3 +644,15 @@ def test_every_kernel_can_be_compiled_ahead() -> None:
         "assert counts() == before, (before, counts())"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_codes_that_fill_the_accumulator_to_the_last_bit(seed: int) -> None:
+    """Rare bytes lie together, so that six of their codes have 57 bits now and then, while seven others wait.
+
+    Found by a tile of a real scan: the accumulator was then full, and the bits in it were written twice.
+    """
+    rng = np.random.default_rng(seed)
+    image = np.zeros((512, 512), "<u2")
+    image[460:] = rng.integers(0, 40_000, (52, 512))
+    assert np.array_equal(pzf.decode_image(pzf.encode_image(image)), image)

@@ -130,6 +130,8 @@ def throw_streams(n: int, seed: int) -> int:
         bias = rng.random()
         codes = "".join("1" if bit < bias else "0" for bit in rng.random(rng.integers(0, 4000)))
         stream = np.frombuffer(packed(tree + codes) + b"\0" * int(rng.integers(3)), np.uint8)
+        if rng.integers(3) == 0:
+            stream = stream[: int(rng.integers(1, 1 + min(stream.size, 400)))]
         out = np.empty(int(rng.integers(1, 2000)), np.uint8)
         status, n_bits = kernels.huffman_decode(stream, out)
         if status == kernels.OK:

@@ -78,6 +78,15 @@ def test_what_the_c_library_corrupts_is_noticed() -> None:
         pzf.dumps(corrupted, compression=HUFFMAN, engine="pymecompress")
 
 
+def test_a_wrong_stream_of_the_right_length_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(5).poisson(40, (64, 64)).astype("u1")
+    compress = pymecompress.HuffmanCompress
+    # Backwards, the bytes have the same code, so the stream is as long, and decodes without an error.
+    monkeypatch.setattr(pymecompress, "HuffmanCompress", lambda data: compress(data[::-1].copy()))
+    with pytest.raises(PZFError, match="engine='tilecast'"):
+        pzf.dumps(pixels, compression=HUFFMAN, engine="pymecompress")
+
+
 @pytest.mark.parametrize("n_bytes", [1, 2, 255, 257, 280, 299, 511, 512, 513])
 def test_sizes_at_which_the_c_library_writes_behind_its_buffer_are_safe(n_bytes: int) -> None:
     pixels = np.random.default_rng(n_bytes).permutation(np.arange(n_bytes) % 256).astype("u1").reshape(1, -1)

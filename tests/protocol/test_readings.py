@@ -278,18 +278,26 @@ def test_reading_affine() -> None:
     assert read("start", affine=[[1e-3, 0], [0, 1e3]]).affine == ((1e-3, 0), (0, 1e3))
     for wrong in ([[1, 1], [1, 1]], [[1, 2], [2, 4.000000001]], [[0, 0], [0, 1]], [[1, 0, 0], [0, 1, 0]], [[1, 0]], []):
         refused("start", affine=wrong)
+    refused("start", affine=[[10, 0], [0, 1e-309]])  # 1 / 1e-309 is not finite
     for wrong_size in ([0, 1], [1, -1], [1], 1, [1, 1, 1]):
         refused("start", px_um=wrong_size)
 
 
 def test_reading_extent() -> None:
     assert read("start", extent_um=[[-1, -2], [3, 4.5]]).extent_um == ((-1, -2), (3, 4.5))
-    for wrong in ([[0, 0], [0, 1]], [[0, 1], [1, 0]], [[0, 0]], [0, 0, 1, 1]):
+    for wrong in ([[0, 0], [0, 1]], [[0, 1], [1, 1]], [[0, 1], [1, 0]], [[0, 0]], [0, 0, 1, 1]):
         refused("start", extent_um=wrong)
     most = 2**30 * 0.5
     assert read("start", extent_um=[[-most, -most], [most, most]])
     refused("start", extent_um=[[-most, -most], [most + 1, most]])
     refused("start", extent_um=[[-most, -most - 1], [most, most]])
+    # a sheared pixel grid: x - y/2 and y/2, or x/2 and y - x/2, are the pixels
+    far = 2.0**30
+    assert read("start", extent_um=[[far, 0.9 * far], [1.4 * far, far]], affine=[[1, 1], [0, 2]])
+    assert read("start", extent_um=[[0.9 * far, far], [far, 1.4 * far]], affine=[[2, 0], [1, 1]])
+    # all four corners count: here (x0, y1) is the one that lies too far
+    refused("start", extent_um=[[-0.8 * far, -0.8 * far], [0.8 * far, 0.8 * far]], affine=[[1, 1], [0, 2]])
+    assert read("start", extent_um=[[-0.6 * far, -0.6 * far], [0.6 * far, 0.6 * far]], affine=[[1, 1], [0, 2]])
     # with an affine that exchanges the axes, y is what px_um's x was
     exchanged: dict[str, Any] = {"affine": [[0, 1], [1000, 0]], "px_um": [1000, 1]}
     assert read("start", extent_um=[[0, 0], [1, 2**30 * 1000]], **exchanged)

@@ -1,7 +1,8 @@
-"""What a publisher sends next and what has become of it, without sockets: first case by case, then by random histories."""
+"""What a publisher sends next and what has become of it, without sockets: case by case, then by random histories."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tilecast_protocol.messages import (
     Image,
     PublisherMessage,
     Rejection,
+    RunState,
     Start,
     Welcome,
     new_boot,
@@ -47,7 +49,9 @@ def end(n_sent: int) -> End:
     return End(**ENVELOPE, run=RUN, reason="done", n_sent=n_sent)
 
 
-def welcome(credit: int = 10, upto_seq: int = -1) -> Welcome:
+def welcome(credit: int = 10, upto_seq: int = -1, *, n_received: int | None = 100) -> Welcome:
+    """With a run of which the daemon has the first images, or which it does not know (None)."""
+    runs = () if n_received is None else (RunState(RUN, "open", n_received, ((0, n_received - 1),)),)
     return Welcome(
         instrument="scope",
         stream="cam",
@@ -56,6 +60,7 @@ def welcome(credit: int = 10, upto_seq: int = -1) -> Welcome:
         max_frame_bytes=1 << 20,
         durability="fsync",
         state="ready",
+        runs=runs,
     )
 
 
@@ -240,10 +245,46 @@ def test_a_rejection_before_its_turn_keeps_its_number_in_the_row(window: SendWin
 
 def test_a_rejection_that_the_welcome_settled_is_still_told(window: SendWindow) -> None:
     window.disconnected()
-    assert window.greeted(welcome(upto_seq=3)).tickets == (1, 2, 3, 4)
+    assert window.greeted(welcome(upto_seq=3)).tickets == (1, 2, 3, 4)  # it lists them as received
     (rejected,) = window.acknowledged(ack(3, _2="bad-payload")).rejected
     assert (rejected.seq, rejected.reason, rejected.frame) == (2, "bad-payload", None)
     assert str(rejected).startswith("message 2 was rejected (bad-payload)")
+
+
+def test_an_image_whose_rejection_was_lost_with_the_connection_comes_again(window: SendWindow) -> None:
+    window.disconnected()
+    assert window.greeted(welcome(upto_seq=3, n_received=2)).tickets == (1, 2, 3)
+    assert said(drain(window)) == [(4, "image", 2)]
+    (rejected,) = window.acknowledged(ack(4, _4="bad-payload")).rejected
+    assert (rejected.frame, rejected.ticket, rejected.reason) == (2, 4, "bad-payload")
+    assert window.n_images == 0
+
+
+def test_a_run_whose_rejection_was_lost_with_the_connection_comes_again(window: SendWindow) -> None:
+    window.disconnected()
+    assert window.greeted(welcome(upto_seq=3, n_received=None)) == Settled()
+    assert said(drain(window)) == [(4, "start", None), (5, "image", 0), (6, "image", 1), (7, "image", 2)]
+    assert window.acknowledged(ack(7)) == Settled((1, 2, 3, 4), ())
+
+
+def test_a_daemon_that_forgot_the_run_is_told_it_before_its_images(window: SendWindow) -> None:
+    window.acknowledged(ack(1))
+    window.disconnected()
+    window.greeted(welcome(upto_seq=2, n_received=None))
+    assert said(drain(window)) == [(3, "image", 2), (4, "start", None), (5, "image", 1)]
+    window.acknowledged(ack(3, _3="unknown-run"))
+    assert said(drain(window)) == [(6, "image", 2)]
+    assert window.acknowledged(ack(6)) == Settled((3, 4), ())
+
+
+def test_an_image_that_is_settled_and_never_kept_is_told(window: SendWindow) -> None:
+    told: list[Rejected] = []
+    for _ in range(MAX_ATTEMPTS):
+        drain(window)
+        window.disconnected()
+        told += window.greeted(welcome(upto_seq=window.next_seq - 1, n_received=2)).rejected
+    assert [(r.reason, r.frame, r.ticket) for r in told] == [("lost", 2, 4)]
+    assert window.n_images == 0
 
 
 def test_a_refused_start_leaves_no_open_run() -> None:
@@ -293,7 +334,8 @@ class AnyHistory(RuleBasedStateMachine):
     """A publisher's window against a daemon that loses connections, acknowledgements, and whole runs.
 
     Whatever happens: numbers come in order and without holes, the same number always as the same bytes, never more
-    images than the credit; and in the end every message has been settled exactly once and every image is kept.
+    images than the credit; and in the end every message has been settled exactly once, and every image is kept or its
+    rejection was told.
     """
 
     def __init__(self) -> None:
@@ -306,7 +348,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.upto_seq = -1
         self.known_runs: set[str] = set()
         self.kept: set[int] = set()
-        self.refused: set[int] = set()
+        self.told: set[int] = set()
         self.credit = 0
         self.settled: list[int] = []
         self.ticket = OWN
@@ -320,6 +362,7 @@ class AnyHistory(RuleBasedStateMachine):
     def _settle(self, settled: Settled) -> None:
         self.settled += settled.tickets
         self.settled += [rejected.ticket for rejected in settled.rejected]
+        self.told.update(rejected.frame for rejected in settled.rejected if rejected.frame is not None)
 
     @rule()
     def snap(self) -> None:
@@ -339,7 +382,10 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(credit=st.integers(0, 4))
     def connect(self, credit: int) -> None:
         assert self.window.first_unsettled_seq <= self.upto_seq + 1, "the daemon would wait for what never comes"
-        self._settle(self.window.greeted(welcome(credit, self.upto_seq)))
+        runs = tuple(
+            RunState(run, "open", 0, tuple((frame, frame) for frame in sorted(self.kept))) for run in self.known_runs
+        )
+        self._settle(self.window.greeted(replace(welcome(credit, self.upto_seq), runs=runs)))
         self.connected, self.credit = True, credit
         self.next_seq = self.upto_seq + 1
 
@@ -390,7 +436,6 @@ class AnyHistory(RuleBasedStateMachine):
             rejected = {f"_{message.seq}": "unknown-run"}
         elif isinstance(message, Image) and refuse:
             rejected = {f"_{message.seq}": "busy"}
-            self.refused.add(message.frame)
         elif isinstance(message, Image):
             self.kept.add(message.frame)
         self.answers.append(ack(self.upto_seq, credit, **rejected))
@@ -423,6 +468,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.send()
         assert self.window.n_messages == 0
         assert sorted(self.settled) == list(range(1, self.ticket + 1))
+        assert self.kept | self.told == set(range(self.n_frames)), "an image was lost and nobody was told"
 
 
 AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

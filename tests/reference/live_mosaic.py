@@ -1,4 +1,4 @@
-"""A pyramid in a test: fed with frames, compared with the reference after every flush, crashed and starved at will."""
+"""A pyramid in a test: fed with frames, compared with the reference, crashed and starved at will."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reference import mosaic_reference
 
+from reference import mosaic_reference
 from tilecast.geometry import Placement, PlaneKey, TileKey
 from tilecast.pyramid import Batch, Pyramid, PyramidSettings
 from tilecast.testing.memory_sources import MemorySources
@@ -35,6 +35,8 @@ class LiveMosaic:
         self.sources = MemorySources()
         self.placements: dict[tuple[int, int], Placement] = {}
         self.in_flight: list[Batch] = []
+        self.flushes = self.committed_flushes = 0
+        self.history: list[tuple[int, Placement]] = []  # every place a frame has had, with the flush that told of it
         self.pyramid = self._fresh()
 
     def _fresh(self) -> Pyramid:
@@ -52,19 +54,28 @@ class LiveMosaic:
         """Record a frame, as the journal would, and blend it."""
         self.sources.frames.setdefault(placement.id, pixels)
         self.placements.setdefault(placement.id, placement)
-        return self.pyramid.add(placement, pixels if give else None)
+        return self._added(placement, pixels if give else None)
+
+    def _added(self, placement: Placement, pixels: NDArray[Any] | None = None) -> bool:
+        self.history.append((self.flushes + 1, placement))
+        return self.pyramid.add(placement, pixels)
+
+    def _moved(self, old: Placement, new: Placement) -> None:
+        self.history.append((self.flushes + 1, new))
+        self.pyramid.move(old, new)
 
     def move(self, frame: int, view: int, **where: Any) -> None:
         """Put a frame somewhere else."""
         old = self.placements[frame, view]
         new = replace(old, source="registered", **where)
         self.placements[new.id] = new
-        self.pyramid.move(old, new)
+        self._moved(old, new)
 
     def flush(self, *, commit: bool = True) -> Batch | None:
         """Flush; commit it and all before it, or leave it on its way."""
         batch = self.pyramid.flush()
         if batch is not None:
+            self.flushes += 1
             self.in_flight.append(batch)
         if commit:
             self.commit()
@@ -76,18 +87,21 @@ class LiveMosaic:
             self.sources.commit(batch)
             self.pyramid.committed(batch.number)
         self.in_flight = []
+        self.committed_flushes = self.flushes
 
     def crash(self) -> None:
         """Lose everything that is not committed, start anew from the sources, and take up what has no placement."""
         self.in_flight = []
+        self.flushes = self.committed_flushes
+        self.history = [(number, each) for number, each in self.history if number <= self.flushes]
         self.pyramid = self._fresh()
         lost = [each for each in self.placements.values() if self.sources.placements.get(each.id) != each]
         for placement in sorted(lost, key=lambda each: each.order):
             committed = self.sources.placements.get(placement.id)
             if committed is None:
-                self.pyramid.add(placement)
+                self._added(placement)
             else:
-                self.pyramid.move(committed, placement)
+                self._moved(committed, placement)
 
     def tiles(self) -> mosaic_reference.Mosaic:
         """The mosaic as a viewer would get it: what is committed, and over it what is on its way."""
@@ -104,19 +118,21 @@ class LiveMosaic:
 
     def expected(self) -> mosaic_reference.Mosaic:
         """The mosaic from scratch."""
-        frames = [
-            mosaic_reference.Frame(
-                number=each.frame,
-                view=each.view,
-                index=each.index,
-                plane=tuple(each.plane),
-                row=each.row,
-                col=each.col,
-                pixels=self.sources.frames[each.id],
-            )
-            for each in self.placements.values()
-        ]
-        return mosaic_reference.mosaic(frames, self.settings.mode, self.settings.dtype, self.settings.tile_size)
+        frames = [self._as_reference(each) for each in self.placements.values()]
+        left = [mosaic_reference.box_of(self._as_reference(each)) for _, each in self.history]
+        settings = self.settings
+        return mosaic_reference.mosaic(frames, settings.mode, settings.dtype, settings.tile_size, left=left)
+
+    def _as_reference(self, placement: Placement) -> mosaic_reference.Frame:
+        return mosaic_reference.Frame(
+            number=placement.frame,
+            view=placement.view,
+            index=placement.index,
+            plane=tuple(placement.plane),
+            row=placement.row,
+            col=placement.col,
+            pixels=self.sources.frames[placement.id],
+        )
 
     def problems(self) -> list[str]:
         """How the mosaic differs from the reference."""
@@ -135,12 +151,17 @@ def placed(number: int, row: int, col: int, shape: tuple[int, int], **more: Any)
 
 
 def noise(seed: int, shape: tuple[int, int], dtype: str = "<u2") -> NDArray[Any]:
-    """Pixels of every value; a float frame has NaN, infinities, both zeros and denormals among them."""
+    """Pixels of every value; among those of a float frame are NaN, infinities, both zeros and denormals.
+
+    Every other float is large and of either sign, so that a sum taken in another order comes out differently.
+    """
     rng = np.random.default_rng(seed)
     kind = np.dtype(dtype)
     if kind.kind != "f":
         return rng.integers(0, np.iinfo(kind).max, shape, kind, endpoint=True)
-    pixels = rng.normal(0, 1000, shape).astype(kind)
+    pixels = np.where(rng.random(shape) < 0.5, rng.normal(0, 1000, shape), rng.choice([-1e20, 1e20], shape)).astype(
+        kind
+    )
     strange = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 3.4e38, -3.4e38], kind)
     spots = rng.random(shape) < 0.2
     pixels[spots] = rng.choice(strange, int(spots.sum()))

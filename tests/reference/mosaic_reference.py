@@ -13,7 +13,7 @@ halving a shifted array halves the true one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,6 +26,8 @@ Array = NDArray[Any]
 Plane = tuple[int, int, int]
 #: (level, row, col)
 Key = tuple[int, int, int]
+#: (first row, first column, last row, last column)
+Box = tuple[int, int, int, int]
 #: Pixels and coverage of each tile that has a covered pixel.
 Mosaic = dict[tuple[Plane, Key], tuple[Array, Array]]
 
@@ -43,11 +45,13 @@ class Frame:
     pixels: Array
 
 
-def mosaic(frames: Sequence[Frame], mode: str, dtype: str, tile_size: int, feather_px: int = 100) -> Mosaic:
-    """All tiles, of all planes and levels, that these frames make."""
+def mosaic(
+    frames: Sequence[Frame], mode: str, dtype: str, tile_size: int, feather_px: int = 100, left: Sequence[Box] = ()
+) -> Mosaic:
+    """All tiles, of all planes and levels, that these frames make; `left` is where frames used to lie."""
     if not frames:
         return {}
-    levels = level_count(frames, tile_size)
+    levels = level_count([*left, *map(box_of, frames)], tile_size)
     tiles: Mosaic = {}
     for plane in sorted({frame.plane for frame in frames}):
         its_frames = [frame for frame in frames if frame.plane == plane]
@@ -74,9 +78,16 @@ def mosaic(frames: Sequence[Frame], mode: str, dtype: str, tile_size: int, feath
     return tiles
 
 
-def level_count(frames: Iterable[Frame], tile_size: int) -> int:
-    """One more than the first level on which all frames of all planes together touch at most 2 × 2 tiles."""
-    boxes = [(f.row, f.col, f.row + f.pixels.shape[0] - 1, f.col + f.pixels.shape[1] - 1) for f in frames]
+def box_of(frame: Frame) -> Box:
+    """The first and the last row and column of a frame."""
+    return frame.row, frame.col, frame.row + frame.pixels.shape[0] - 1, frame.col + frame.pixels.shape[1] - 1
+
+
+def level_count(boxes: Sequence[Box], tile_size: int) -> int:
+    """One more than the first level on which the box around all these boxes touches at most 2 × 2 tiles.
+
+    Boxes of all planes, and also of places that frames have left: a mosaic never loses a level.
+    """
     top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
     bottom, right = max(box[2] for box in boxes), max(box[3] for box in boxes)
     level = 0

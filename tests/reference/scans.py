@@ -11,8 +11,8 @@ def serpentine(rows: int, cols: int, step: Corner, start: Corner = (0, 0)) -> li
     """Row by row, every other one backwards."""
     corners = []
     for i in range(rows):
-        for j in range(cols) if i % 2 == 0 else reversed(range(cols)):
-            corners.append((start[0] + i * step[0], start[1] + j * step[1]))
+        one_way = range(cols) if i % 2 == 0 else reversed(range(cols))
+        corners += [(start[0] + i * step[0], start[1] + j * step[1]) for j in one_way]
     return corners
 
 
@@ -63,7 +63,7 @@ SCANS: dict[str, tuple[Corner, list[Corner]]] = {
     "growth by leaps": ((9, 9), [(0, 0), (40, 40), (-300, 20), (700, -900), (3, 3)]),
     "not square": ((13, 45), serpentine(4, 2, (10, 40), (-5, -60))),
     "smaller than a tile": ((5, 7), scattered(14, 30)),
-    "on tile borders": ((16, 32), serpentine(3, 2, (16, 32), (-16, -32)) + [(0, 0)]),
+    "on tile borders": ((16, 32), [*serpentine(3, 2, (16, 32), (-16, -32)), (0, 0)]),
     "tile by tile": ((16, 16), shuffled(serpentine(3, 3, (16, 16), (-16, -16)))),
     "single pixels": ((1, 1), scattered(12, 20, seed=5)),
     "scattered": ((22, 17), scattered(14, 60)),

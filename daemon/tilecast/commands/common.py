@@ -123,6 +123,25 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
         yield lambda: bars.advance(task)
 
 
+@contextmanager
+def stages_of_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for a job with several stages; the value is called with stage, done and total, often."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(err=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bars.update(task, visible=False)
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
 def find_run(store_path: Path, text: str) -> FoundRun:
     """The run that a person means.
 

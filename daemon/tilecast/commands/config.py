@@ -38,14 +38,22 @@ def command(invocation: Invocation, form: str | None) -> None:
     if form == "toml":
         click.echo(options.to_toml(config), nl=False)
         return
-    table = Table("option", "value", "unit", "from", "what it does", box=None, pad_edge=False, header_style="bold")
+    screen = console()
+    with_help = screen.width >= 160  # narrower, it would push everything else apart
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("option", "value", "unit"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("from", overflow="fold")
     for info in options.options():
         source = config.provenance[info.name]
-        table.add_row(
+        cells = [
             Text(info.name),
             Text(options.toml_value(config.value(info.name), info.type), style="" if source == "default" else "bold"),
             Text(info.unit),
             Text(source, style="dim" if source == "default" else "bold"),
             Text(info.help, style="dim"),
-        )
-    console().print(table)
+        ]
+        table.add_row(*(cells if with_help else cells[:-1]))
+    screen.print(table)
+    if not with_help:
+        screen.print("What each does: tilecast config --toml", style="dim")

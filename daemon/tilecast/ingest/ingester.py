@@ -361,6 +361,7 @@ class Ingester:
     def _finish(self) -> None:
         """Make everything durable, acknowledge it, and give the sockets back."""
         self._inbox.close()
+        self._do(self._machine.close(time.time_ns()))
         self.syncer.close()
         self._take_durable()
         self._send_acks(all_of_them=True)

@@ -252,7 +252,11 @@ class IngestMachine:
         """The daemon stops: what is held is lost, and what has been gathered is said."""
         self._held.lose_all()
         self._next_notice_ns = now_ns
-        return self._lost_notices(now_ns) + [effect for run in self._runs.values() for effect in run.tick(now_ns)]
+        effects = self._lost_notices(now_ns)
+        for run in self._runs.values():
+            # A report that waits for more would never be issued: nobody looks at a run that was given back.
+            effects += run.tick(max(now_ns, run.report_due_ns or 0))
+        return effects
 
     # --- runs ---------------------------------------------------------------------------------------------------------
 

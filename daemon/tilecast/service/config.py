@@ -209,7 +209,6 @@ def _same_text(text: str) -> Any:
 
 
 SOCKETS = ("ingest.ack", "ingest.pull", "ingest.sub", "notify", "query")
-BLEND_MODES = ("feather", "mean", "max", "min", "newest", "nearest")
 
 Endpoint = Annotated[str, Kind("endpoint", _same_text), AfterValidator(_check_endpoint)]
 Endpoints = Annotated[

@@ -21,7 +21,7 @@ _CONTRADICTIONS = (
         "{} tiles have lost their pixels; rebuild the run",
     ),
     (
-        "SELECT count(*) FROM tile_data d LEFT JOIN (SELECT data FROM tiles) t ON t.data = d.id WHERE t.data IS NULL",
+        "SELECT count(*) FROM tile_data WHERE id NOT IN (SELECT data FROM tiles)",
         "{} blobs of pixels belong to no tile; they only waste room, and a rebuild drops them",
     ),
     (

@@ -47,6 +47,8 @@ _CACHE_KIB = 4 * 1024
 _IDLE_CONNECTIONS = 4  # kept for the next call
 _ITERATOR_ROWS = 10_000  # rows per short transaction of an iterator
 
+_FIRST_KEY = TileKey(-1, -(2**62), -(2**62))  # before every tile's
+
 _T = TypeVar("_T")
 
 _PLACEMENT = """
@@ -113,12 +115,18 @@ class SqliteReads(TileReader):
             for number in planes if plane is None else [plane_number(connection, plane)]:
                 if number < first or len(rows) > limit:
                     continue
-                start = after[1] if after is not None and number == first else TileKey(-1, 0, 0)
-                where, values = ("", []) if level is None else ("AND level = ?", [level])
+                start = after[1] if after is not None and number == first else _FIRST_KEY
+                if level is None:
+                    where, values = "(level, row, col) > (?, ?, ?)", list(start)
+                elif start.level <= level:
+                    row, col = start[1:] if start.level == level else _FIRST_KEY[1:]
+                    where, values = "level = ? AND (row, col) > (?, ?)", [level, row, col]
+                else:
+                    continue
                 rows += connection.execute(
-                    f"SELECT plane, level, row, col, rev FROM tiles WHERE plane = ? {where}"
-                    " AND (level, row, col) > (?, ?, ?) ORDER BY level, row, col LIMIT ?",
-                    (number, *values, *start, limit + 1 - len(rows)),
+                    f"SELECT plane, level, row, col, rev FROM tiles WHERE plane = ? AND {where}"
+                    " ORDER BY level, row, col LIMIT ?",
+                    (number, *values, limit + 1 - len(rows)),
                 ).fetchall()
             epoch, rev, _ = heads(connection)
             return Snapshot(epoch=epoch, rev=rev, tiles=_stamps(planes, rows[:limit]), more=len(rows) > limit)

@@ -44,7 +44,7 @@ from typing import Any, Self, TypeVar
 
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, PlaneKey
-from tilecast.store.checkpointer import WAL_LIMIT_BYTES, Checkpointer, Gate
+from tilecast.store.checkpointer import WAL_LIMIT_BYTES, Checkpointer
 from tilecast.store.lock import RunLock
 from tilecast.store.migrations import SCHEMA_VERSION, migrate, schema_version
 from tilecast.store.sqlite_check import blob_crc32
@@ -119,11 +119,9 @@ class SqliteStore(SqliteReads, TileStore):
         self._owns_lock = owns_lock
         self._clock_ns = clock_ns
         self._thread = threading.get_ident()
-        self._gate = Gate()
         self.checkpointer = Checkpointer(
             lambda: connect(path, "rw", cache_kib=_CHECKPOINTER_CACHE_KIB),
             page_nbytes=connection.execute("PRAGMA page_size").fetchone()[0],
-            gate=self._gate,
             limit_bytes=wal_limit_bytes,
             name=f"checkpointer {path.parent.name[:8]}",
         )
@@ -246,7 +244,8 @@ class SqliteStore(SqliteReads, TileStore):
     def commit(self, commit: Commit) -> CommitResult:
         check_commit(commit)
         n_placements = len(commit.placements) + len(commit.removed_placements)
-        with self._write("commit tiles") as connection:
+        nbytes = sum(len(tile.pzf) + _LOG_NBYTES_PER_TILE for tile in commit.tiles)
+        with self._write("commit tiles", nbytes) as connection:
             cursor = connection.cursor()
             epoch, rev, _ = heads(connection)
             rev += 1
@@ -273,23 +272,20 @@ class SqliteStore(SqliteReads, TileStore):
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (rev, epoch, commit.t_recv_ns, t_commit_ns, len(commit.tiles), len(commit.gone), n_placements),
             )
-        self.checkpointer.committed(
-            _LOG_NBYTES_PER_COMMIT + sum(len(tile.pzf) + _LOG_NBYTES_PER_TILE for tile in commit.tiles)
-        )
         return CommitResult(rev, epoch, t_commit_ns)
 
     def bump_epoch(self, reason: str) -> int:
-        with self._small_write("raise the epoch") as connection:
+        with self._write("raise the epoch") as connection:
             return _raise_epoch(connection, reason, self._clock_ns())
 
     def set_state(self, state: str) -> None:
-        with self._small_write("note the run's state") as connection:
+        with self._write("note the run's state") as connection:
             connection.execute("UPDATE run SET state = ?, updated_ns = ?", (state, self._clock_ns()))
 
     def set_report(self, revision: int, report: Mapping[str, Any]) -> None:
         if revision < 1:
             raise StoreError(f"run reports are numbered from 1; got {revision}")
-        with self._small_write("keep the run report") as connection:
+        with self._write("keep the run report") as connection:
             now_ns = self._clock_ns()
             connection.execute(
                 "INSERT INTO report (revision, t_ns, report) VALUES (?, ?, ?)"
@@ -299,14 +295,14 @@ class SqliteStore(SqliteReads, TileStore):
             connection.execute("UPDATE run SET updated_ns = ?", (now_ns,))
 
     def rename(self, name: str) -> None:
-        with self._small_write("rename the run") as connection:
+        with self._write("rename the run") as connection:
             now_ns = self._clock_ns()
             (old,) = connection.execute("SELECT name FROM run").fetchone()
             connection.execute("UPDATE run SET name = ?, updated_ns = ?", (name, now_ns))
             _add_event(connection, "rename", {"from": old, "to": name}, now_ns)
 
     def add_event(self, name: str, detail: Mapping[str, Any], *, t_ns: int | None = None) -> int:
-        with self._small_write("add to the run's log") as connection:
+        with self._write("add to the run's log") as connection:
             return _add_event(connection, name, detail, self._clock_ns() if t_ns is None else t_ns)
 
     def succeed(self, old: Path | None, reason: str) -> CommitResult:
@@ -325,7 +321,7 @@ class SqliteStore(SqliteReads, TileStore):
             # Immutable: it is closed and locked, and nothing shall be left behind beside it.
             connection.execute("ATTACH ? AS old", (":memory:" if old is None else database_uri(old, "ro&immutable=1"),))
         try:
-            with self._small_write("take over from the old store") as connection:
+            with self._write("take over from the old store") as connection:
                 (run,) = connection.execute("SELECT run FROM run").fetchone()
                 if old is None:
                     _, rev, _ = heads(connection)
@@ -393,11 +389,11 @@ class SqliteStore(SqliteReads, TileStore):
         return self._connection
 
     @contextlib.contextmanager
-    def _write(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """One transaction, in turn with the checkpointer."""
+    def _write(self, doing: str, nbytes: int = 0) -> Iterator[sqlite3.Connection]:
+        """One transaction, in turn with the checkpointer; `nbytes` go to the log besides the usual."""
         with explained(self._path, doing):
             connection = self._open_connection()
-            with self._gate.enter():
+            with self.checkpointer.commit(_LOG_NBYTES_PER_COMMIT + nbytes):
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
@@ -407,13 +403,6 @@ class SqliteStore(SqliteReads, TileStore):
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
-
-    @contextlib.contextmanager
-    def _small_write(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """A transaction of a few rows."""
-        with self._write(doing) as connection:
-            yield connection
-        self.checkpointer.committed(_LOG_NBYTES_PER_COMMIT)
 
 
 class _PlaneNumbers:

@@ -280,6 +280,8 @@ class StoreSuite:
             for _, group in itertools.groupby(seen, key=lambda where: where[0]):
                 keys = [key for _, key in group]
                 assert keys == sorted(keys)
+        assert len(read.snapshot(P0, 1, after=(P0, TileKey(0, 99, 99))).tiles) == 36
+        assert read.snapshot(P0, 1, after=(P0, TileKey(2, -3, -3))).tiles == ()
         assert list(read.keys(P0, 2)) == sorted(key for plane, key in revs if plane == P0 and key.level == 2)
         assert len(list(read.keys(P1))) == 108
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tilecast.blending import BLEND_MODES
 from tilecast.errors import ConfigError
 from tilecast.service import config as cfg
 from tilecast.service.config import endpoint_is_local, load, options, to_toml
@@ -218,6 +219,10 @@ class TestTable:
                 if info.name.endswith(ending):
                     assert info.unit == unit, info.name
         assert len({info.variable for info in options()}) == len(options())
+
+    def test_every_blend_mode_can_be_chosen(self) -> None:
+        kind = next(info.type for info in options() if info.name == "blend.mode")
+        assert kind.split(" | ") == list(BLEND_MODES)
 
     def test_sizes_are_written_with_their_unit(self) -> None:
         assert next(info.default for info in options() if info.name == "blend.budget_bytes") == '"256MiB"'

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tilecast.geometry import TileKey
-from tilecast.store.checkpointer import Checkpointer, Gate
+from tilecast.store.checkpointer import Checkpointer, Turnstile
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_store import Commit, TileRow
 from tilecast.testing.store_suite import NEW_RUN, P0
@@ -36,10 +36,10 @@ def test_the_log_stays_short_while_commits_go_on(store: SqliteStore) -> None:
     for number in range(60):
         store.commit(a_commit(number))
         longest = max(longest, store.size().wal_nbytes)
-    assert longest < 3 * LIMIT, "120 MiB were committed under a limit of 8"
+    assert longest < 2 * LIMIT, "120 MiB were committed under a limit of 8"
     stats = store.checkpointer.stats()
     assert stats.n_passes >= stats.n_resets > 0
-    assert stats.longest_reset_ns > 0
+    assert stats.longest_wait_ns > 0
     assert stats.error == ""
 
 
@@ -67,10 +67,10 @@ def test_a_pause_empties_the_log(tmp_path: Path) -> None:
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(path, isolation_level=None, factory=lambda *a, **k: Watched(emptied, *a, **k))
 
-    checkpointer = Checkpointer(connect, page_nbytes=4096, gate=Gate(), limit_bytes=LIMIT, idle_s=0.01)
+    checkpointer = Checkpointer(connect, page_nbytes=4096, limit_bytes=LIMIT, idle_s=0.01)
     try:
-        writer.execute("INSERT INTO t VALUES (1)")
-        checkpointer.committed(4096)
+        with checkpointer.commit(4096):
+            writer.execute("INSERT INTO t VALUES (1)")
         assert emptied.wait(20)
         assert path.with_name("x.sqlite-wal").stat().st_size == 0
     finally:
@@ -115,7 +115,7 @@ def test_a_failing_checkpoint_is_kept_for_the_statistics() -> None:
             raise sqlite3.OperationalError("disk I/O error")
         return sqlite3.connect(":memory:", isolation_level=None)
 
-    checkpointer = Checkpointer(connect, page_nbytes=4096, gate=Gate(), limit_bytes=LIMIT)
+    checkpointer = Checkpointer(connect, page_nbytes=4096, limit_bytes=LIMIT)
     try:
         assert not checkpointer.settle()
         assert "disk I/O error" in checkpointer.stats().error
@@ -127,24 +127,36 @@ def test_a_failing_checkpoint_is_kept_for_the_statistics() -> None:
     assert not checkpointer.settle(), "a closed one settles nothing, and does not make anyone wait"
 
 
-def test_the_gate_lets_the_waiting_side_in_next() -> None:
-    gate = Gate()
+def test_a_turnstile_lets_the_waiting_side_in_next() -> None:
+    turnstile = Turnstile()
     order: list[str] = []
-    waiting = threading.Event()
 
     def patient() -> None:
-        waiting.set()
-        with gate.enter():
+        with turnstile:
             order.append("patient")
 
     thread = threading.Thread(target=patient)
-    with gate.enter():
+    with turnstile:
         thread.start()
-        waiting.wait()
-        while not gate._next.locked():  # until it stands at the gate
+        while not turnstile._next.locked():  # until it stands at the turnstile
             pass
     for _ in range(3):
-        with gate.enter():
+        with turnstile:
             order.append("greedy")
     thread.join()
     assert order == ["patient", "greedy", "greedy", "greedy"]
+
+
+def test_commits_wait_for_a_full_log_but_not_for_a_reader(store: SqliteStore) -> None:
+    reader = sqlite3.connect(store.path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM run").fetchone()
+    for number in range(20):
+        store.commit(a_commit(number))
+    assert store.size().wal_nbytes > 2 * LIMIT, "a reader holds everything up but the commits"
+    assert store.checkpointer.stats().blocked
+    reader.close()
+    for number in range(20):
+        store.commit(a_commit(number))
+    assert store.checkpointer.settle()
+    assert not store.checkpointer.stats().blocked

@@ -1,0 +1,172 @@
+"""A daemon in a process of its own, started and stopped by a program: for the demonstration, for tests, for scripts.
+
+It chooses free ports, waits until the daemon says that it is ready, and knows its endpoints. It speaks to the daemon as
+anybody does: command line, log, signals.
+
+>>> with DaemonProcess(Path("runs")) as daemon:  # doctest: +SKIP
+...     Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from tilecast_protocol.errors import DisconnectedError
+
+_SOCKETS = ("ingest.ack", "ingest.pull", "notify", "query")
+
+
+class DaemonProcess:
+    """`tilecast run` as a child process.
+
+    Parameters
+    ----------
+    store_path : Path
+        The folder for the runs.
+    settings : mapping of str to str, optional
+        Further options, as for `--set`; endpoints are free ports on this machine unless they are given here.
+    log_file : Path, optional
+        Where its log goes, line by line as JSON.
+    environ : mapping, optional
+        Environment variables to add.
+
+    Attributes
+    ----------
+    endpoints : dict of str to str
+        By the name of the socket, once it is ready.
+    """
+
+    def __init__(
+        self,
+        store_path: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        log_file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        options = {name: "tcp://127.0.0.1:*" for name in _SOCKETS}
+        options |= {"store.path": str(store_path), "log.format": "json"}
+        options |= settings or {}
+        self._command = [sys.executable, "-m", "tilecast", "run", *arguments]
+        for name, value in options.items():
+            self._command += ["--set", f"{name}={value}"]
+        self._environ = {**os.environ, **(environ or {})}
+        self._log_file = log_file
+        self._ready = threading.Event()
+        self._condition = threading.Condition()
+        self._closed = False
+        self.endpoints: dict[str, str] = {}
+        self.log: deque[dict[str, Any]] = deque(maxlen=10_000)
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self, timeout_s: float = 120.0) -> Self:
+        """Start it, and wait until it is ready.
+
+        Raises
+        ------
+        DisconnectedError
+            If it ends before that, or takes longer.
+        """
+        self._ready.clear()
+        self._closed = False
+        self._process = subprocess.Popen(
+            self._command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=self._environ
+        )
+        threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True).start()
+        if not self._ready.wait(timeout_s) or not self.endpoints:
+            self.kill()
+            said = "; ".join(str(line.get("event")) for line in list(self.log)[-3:])
+            raise DisconnectedError(f"the daemon did not become ready; it said: {said or 'nothing'}")
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        assert self._process is not None, "start it first"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self, timeout_s: float = 60.0) -> int:
+        """Ask it to end in good order; returns its exit code."""
+        return self._end(signal.SIGTERM, timeout_s)
+
+    def kill(self) -> int:
+        """End it at once, as a power failure of the process would."""
+        return self._end(signal.SIGKILL, 10.0)
+
+    def wait_logged(self, event: str, timeout_s: float = 30.0, **fields: Any) -> dict[str, Any]:
+        """Wait for a line of the log with this event and these fields.
+
+        Raises
+        ------
+        TimeoutError
+            If none comes.
+        """
+
+        def find() -> dict[str, Any] | None:
+            for line in self.log:
+                if line.get("event") == event and all(line.get(key) == value for key, value in fields.items()):
+                    return line
+            return None
+
+        with self._condition:
+            if not self._condition.wait_for(lambda: find() is not None or self._closed, timeout_s) or find() is None:
+                raise TimeoutError(f"the daemon did not log {event!r} {fields}; last: {list(self.log)[-5:]}")
+            found = find()
+            assert found is not None
+            return found
+
+    def _end(self, number: signal.Signals, timeout_s: float) -> int:
+        process = self._process
+        if process is None:
+            return 0
+        if process.poll() is None:
+            process.send_signal(number)
+        return process.wait(timeout_s)
+
+    def _read_log(self, stream: IO[str]) -> None:
+        with stream:
+            for text in stream:
+                if self._log_file is not None:
+                    with self._log_file.open("a") as file:
+                        file.write(text)
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    line = {"event": text.strip()}
+                with self._condition:
+                    self.log.append(line)
+                    self._condition.notify_all()
+                if line.get("event") == "ready":
+                    self.endpoints = {name: line[name] for name in _SOCKETS if name in line}
+                    self._ready.set()
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        self._ready.set()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.stop()
+        else:
+            self.kill()
