@@ -21,6 +21,7 @@ from tilecast_protocol.messages import (
     End,
     Hello,
     Image,
+    Message,
     PublisherMessage,
     Rejection,
     RunState,
@@ -39,19 +40,21 @@ Verdict = tuple[str, str] | None
 """Why a message is rejected, (reason, sentence), or None."""
 
 
-class Peer:
-    """A thread that serves one socket, until `stop`."""
+Answer = Callable[[dict[str, Any]], tuple[dict[str, Any], list[bytes]]]
+"""A query to (values for the header, payload); raises QueryError to refuse."""
 
-    def __init__(self) -> None:
+
+class Peer:
+    """A thread that serves one ROUTER socket, with these keys if any, until `stop`."""
+
+    def __init__(self, keys: CurveKeys | None) -> None:
+        self._keys = keys
         self.changed = threading.Condition()
         self.endpoint = "tcp://127.0.0.1:*"
         self._thread: threading.Thread | None = None
         self._waker = Waker()
         self._stopping = False
         self._errors: list[Exception] = []
-
-    def _make_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-        raise NotImplementedError
 
     def _take(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
         """Deal with a message; called with the lock."""
@@ -64,7 +67,10 @@ class Peer:
         """Bind, at the old address if there is one, and serve."""
         self._stopping = False
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        socket = self._make_socket(context)
+        socket = context.socket(zmq.ROUTER)
+        if self._keys is not None:
+            socket.setsockopt(zmq.CURVE_SERVER, 1)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
         socket.setsockopt(zmq.LINGER, 0)
         socket.bind(self.endpoint)
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -168,7 +174,7 @@ class ScriptedDaemon(Peer):
     """
 
     def __init__(self, credit: int = 4, keys: CurveKeys | None = None) -> None:
-        super().__init__()
+        super().__init__(keys)
         self.credit = credit
         self.acking = True
         self.welcoming = True
@@ -177,7 +183,6 @@ class ScriptedDaemon(Peer):
         self.seen: list[Seen] = []
         self.memory = Memory()
         self.most_unacknowledged = 0
-        self._keys = keys
         self._unsettled: list[Seen] = []
         self._connection: bytes | None = None
         self._topic: tuple[str, str] = ("", "")
@@ -216,14 +221,11 @@ class ScriptedDaemon(Peer):
 
     # What it does.
 
-    def _make_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-        socket = context.socket(zmq.ROUTER)
-        if self._keys is not None:
-            socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+    def start(self) -> None:
+        """As `Peer.start`; the old connections are forgotten."""
         self._connection = None
         self._unsettled = []
-        return socket
+        super().start()
 
     def _take(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
         connection, *parts = frames
@@ -310,14 +312,11 @@ class ScriptedDaemon(Peer):
 class ScriptedQueries(Peer):
     """The daemon's query socket: `answers[cmd]` is a function of the query that returns (values, payload)."""
 
-    def __init__(self, answers: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], list[bytes]]]]) -> None:
-        super().__init__()
+    def __init__(self, answers: dict[str, Answer], keys: CurveKeys | None = None) -> None:
+        super().__init__(keys)
         self.answers = answers
         self.asked: list[dict[str, Any]] = []
         self.silent = False
-
-    def _make_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-        return context.socket(zmq.ROUTER)
 
     def _take(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
         connection, request = frames
@@ -331,6 +330,52 @@ class ScriptedQueries(Peer):
         except QueryError as error:
             reply = make_error(query["id"], error)
         socket.send_multipart([connection, *reply])
+
+
+class ScriptedNotifications:
+    """The daemon's `notify` socket; what the test does not send is lost."""
+
+    def __init__(self) -> None:
+        self.endpoint = "tcp://127.0.0.1:*"
+
+    def start(self) -> None:
+        """Bind, at the old address if there is one."""
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._socket.bind(self.endpoint)
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def stop(self) -> None:
+        """Cut all connections."""
+        self._socket.close()
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait_subscribed(self, topic: str) -> None:
+        """Until a viewer has subscribed to exactly this."""
+        while True:
+            assert self._socket.poll(PATIENCE_S * 1000), f"nobody subscribed to {topic}"
+            if self._socket.recv() == b"\x01" + topic.encode():
+                return
+
+    def send(self, *messages: Message) -> None:
+        """Publish these."""
+        for message in messages:
+            self._socket.send_multipart(encode(message))
+
+    def send_raw(self, *parts: bytes) -> None:
+        """Publish this, whatever it is."""
+        self._socket.send_multipart(parts)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

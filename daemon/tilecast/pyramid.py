@@ -323,6 +323,16 @@ class Pyramid:
         """Level-0 box of each plane so far (a copy)."""
         return dict(self._bboxes)
 
+    @property
+    def budget_bytes(self) -> int:
+        """The memory it may hold; can be changed at any time, and holds at once."""
+        return self._budget_bytes
+
+    @budget_bytes.setter
+    def budget_bytes(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._shrink()
+
     def stats(self) -> PyramidStats:
         """What is held and what has been done so far."""
         return PyramidStats(
@@ -469,8 +479,8 @@ class Pyramid:
             tile = _Tile(plane, key, exists=None if before is None else before.exists)
             if before is not None:
                 self._forget(before)
-            self._keep(tile)
             self._mark(tile)
+            self._keep(tile)
             self._rebuilds += 1
             for placement in placements:
                 into.setdefault(placement.id, (placement, []))[1].append(tile)

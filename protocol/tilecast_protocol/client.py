@@ -33,6 +33,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from . import checks
 from .errors import DisconnectedError, MalformedError, QueryError
 from .messages import DaemonHeartbeat, RunNotice, Tiles, daemon_topic, parse_from_daemon, subscription
 from .queries import Reply, make_query, parse_reply
@@ -244,7 +245,7 @@ class Client:
         self.timeout_s = timeout_s
         self.n_malformed = 0
         self.heartbeat: DaemonHeartbeat | None = None
-        self._run = None if run is None else run.lower()
+        self._run = None if run is None else checks.uuid(run, "run")
         self._instrument = instrument
         self._stream = stream
         self._notices = notices
@@ -549,7 +550,7 @@ class Client:
         """
         answer = self.ask("placements", run=run, since=since).header
         return Placements(
-            tuple(PlacedFrame(*row) for row in _get(answer, "placements")),
+            tuple(PlacedFrame._make(row[:12]) for row in _get(answer, "placements")),
             tuple(_get(answer, "unplaced")),
             _get(answer, "rev"),
         )

@@ -493,16 +493,17 @@ class Publisher:
     def send(self, message: PublisherMessage, *, timeout_s: float | None = None) -> None:
         """Send a message that was built or recorded elsewhere, as one of ours: all but who sends it stays as it is.
 
-        Its `instrument`, `stream`, `src`, `boot` and `seq` are replaced; its time is kept. An image without a checksum
-        gets one. A `start` is waited for as in `start`; an image waits for room as in `image`.
+        Its `instrument`, `src`, `boot` and `seq` are replaced, and its `stream` unless it is of a stage; its time is
+        kept. An image without a checksum gets one. A `start` is waited for as in `start`; an image waits for room as in `image`.
 
         Raises
         ------
         RejectedError, DisconnectedError
             As `start` and `image`.
         """
+        stream = message.stream if isinstance(message, Stage) else self.stream
         message = replace(
-            message, instrument=self.instrument, stream=self.stream, src=self.src, boot=self.boot, seq=LARGEST_SEQ
+            message, instrument=self.instrument, stream=stream, src=self.src, boot=self.boot, seq=LARGEST_SEQ
         )
         if isinstance(message, Start):
             self._start(message)

@@ -480,8 +480,7 @@ class TestMemory:
             arrays += 0 if tile.mask is None else tile.mask.nbytes
             arrays += 0 if tile.state is None else tile.state.nbytes
         assert stats.nbytes == arrays + 1024 * len(tiles) + 24 * 24  # and the weights of one shape of frame
-        mosaic.pyramid._budget_bytes = 0
-        mosaic.pyramid._shrink()
+        mosaic.pyramid.budget_bytes = 0
         assert mosaic.pyramid.stats().nbytes == 24 * 24
 
     @pytest.mark.parametrize("shape", [(16, 16), (40, 40), (16, 32)])

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from reference.live_mosaic import AMPLE, TINY, LiveMosaic, noise, placed
 from tilecast.blending import BLEND_MODES
@@ -130,10 +130,6 @@ class AnyLife(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         self.mosaic.commit()
-        if not self.mosaic.pyramid._news:
-            stats = self.mosaic.pyramid.stats()
-            assert stats.pinned_bytes == 0
-            assert stats.nbytes <= max(stats.budget_bytes, self.mosaic.pyramid._blender.nbytes)
 
     @rule()
     def crash(self) -> None:
@@ -141,7 +137,13 @@ class AnyLife(RuleBasedStateMachine):
 
     @rule(budget=BUDGETS)
     def give_or_take_memory(self, budget: int) -> None:
-        self.mosaic.pyramid._budget_bytes = budget
+        self.mosaic.pyramid.budget_bytes = budget
+
+    @invariant()
+    def memory_holds(self) -> None:
+        stats = self.mosaic.pyramid.stats()
+        weights = self.mosaic.pyramid._blender.nbytes
+        assert stats.nbytes <= max(stats.budget_bytes, stats.pinned_bytes + weights)
 
     def teardown(self) -> None:
         if hasattr(self, "mosaic"):

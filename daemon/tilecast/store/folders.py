@@ -87,9 +87,7 @@ def list_runs(root: str | os.PathLike[str]) -> list[FoundRun]:
         except StoreError as error:
             found.append(FoundRun(run=folder.name, folder=folder, info=None, error=str(error)))
         else:
-            misnamed = (
-                "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename it to that"
-            )
+            misnamed = "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename it to that"
             found.append(FoundRun(run=folder.name, folder=folder, info=info, error=misnamed))
     return sorted(found, key=lambda entry: (entry.info is None, 0 if entry.info is None else entry.info.created_ns))
 

@@ -34,4 +34,4 @@ class MemoryMachine(StoreMachine):
 
 
 TestMemoryMachine = MemoryMachine.TestCase
-TestMemoryMachine.settings = settings(max_examples=30, stateful_step_count=20)
+TestMemoryMachine.settings = settings(max_examples=60, stateful_step_count=25)

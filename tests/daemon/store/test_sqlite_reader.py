@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,23 @@ def test_a_reader_stays_right_while_writers_come_and_go(store: SqliteStore) -> N
                 writer.commit(Commit(tiles=[a_tile(0, 0, text=str(number))], levels=1))
                 assert reader.tile(P0, TileKey(0, 0, 0)) == (a_tile(0, 0, text=str(number)).pzf, number, None)
             assert reader.tile(P0, TileKey(0, 0, 0)) == (a_tile(0, 0, text=str(number)).pzf, number, None)
+
+
+def test_what_was_read_while_the_file_changed_hands_is_read_again(store: SqliteStore) -> None:
+    store.close()
+    revs = []
+    with SqliteReader(store.path.parent) as reader:
+
+        def query(connection: sqlite3.Connection) -> int:
+            rev = int(connection.execute("SELECT rev FROM run").fetchone()[0])
+            if not revs:  # the first time, somebody opens the closed run under the reader's eyes
+                with SqliteStore.open(store.path.parent) as writer:
+                    writer.commit(Commit())
+            revs.append(rev)
+            return rev
+
+        assert reader._read(query) == 1
+    assert revs == [0, 1]
 
 
 def test_a_reader_does_not_keep_the_log_from_being_reset(store: SqliteStore) -> None:

@@ -402,6 +402,13 @@ def test_check_finds_contradictions(store: SqliteStore, tampering: str, finding:
     assert any(finding in text for text in findings), findings
 
 
+def test_tombstones_do_not_pile_up_over_epochs(store: SqliteStore) -> None:
+    for number in range(3):
+        store.commit(Commit(gone=[(P0, TileKey(0, number, 0))]))
+    store.bump_epoch("for the test")
+    assert store._open_connection().execute("SELECT count(*) FROM gone").fetchone() == (0,)
+
+
 # For people.
 
 
