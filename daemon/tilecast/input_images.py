@@ -3,7 +3,8 @@
 What `tilecast send` reads. A source knows how many frames there are and gives them one at a time, so that a scan larger
 than memory can be sent; an `.npz` is unpacked as it is read. It gives pixels as they are, row-major, of a type that the
 protocol has; whatever would need a decision (a colour, a double) is refused, with what to do about it. Where a frame
-lies is the business of `tilecast.inputs`; what the files themselves say about it (OME-XML) is handed on as `SourceInfo`.
+lies is the business of `tilecast.inputs`; what the files themselves say about that (OME-XML) is handed on as
+`SourceInfo`.
 
     source = open_images(Path("scan.ome.tif"))
     for pixels in source.read(range(source.n_frames)):
@@ -297,7 +298,7 @@ class TiffImages(ImageSource):
         return SourceInfo(without_positions="it is not an OME-TIFF")
 
     def _read_ome(self, tiff: tifffile.TiffFile, path: Path) -> SourceInfo:
-        images = _read_ome_images(tiff.ome_metadata)
+        images = _read_ome_images(tiff.ome_metadata or "")
         if len(images) != len(tiff.series):
             raise InputError(
                 f"{path}: its OME-XML describes {len(images)} images, the file holds {len(tiff.series)}; "

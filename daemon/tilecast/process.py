@@ -55,7 +55,7 @@ class DaemonProcess:
         environ: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        options = {name: "tcp://127.0.0.1:*" for name in _SOCKETS}
+        options = dict.fromkeys(_SOCKETS, "tcp://127.0.0.1:*")
         options |= {"store.path": str(store_path), "log.format": "json"}
         options |= settings or {}
         self._command = [sys.executable, "-m", "tilecast", "run", *arguments]

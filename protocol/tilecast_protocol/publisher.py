@@ -494,7 +494,8 @@ class Publisher:
         """Send a message that was built or recorded elsewhere, as one of ours: all but who sends it stays as it is.
 
         Its `instrument`, `src`, `boot` and `seq` are replaced, and its `stream` unless it is of a stage; its time is
-        kept. An image without a checksum gets one. A `start` is waited for as in `start`; an image waits for room as in `image`.
+        kept. An image without a checksum gets one. A `start` is waited for as in `start`; an image waits for room as
+        in `image`.
 
         Raises
         ------

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reference import mosaic_reference
 
+from reference import mosaic_reference
 from tilecast.store.coverage import coverage_unpack
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_protocol import pzf

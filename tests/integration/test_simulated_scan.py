@@ -1,4 +1,4 @@
-"""A simulated microscope talks to a real daemon: the store holds what the reference says, and every replay of it too."""
+"""A simulated microscope talks to a real daemon: the store holds what the reference says, as does every replay."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from integration.conftest import StartDaemon
+from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
 from tilecast.process import DaemonProcess
 from tilecast.simulate import Microscope, run_scan
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_protocol.publisher import Publisher
-
-from integration.conftest import StartDaemon
-from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
 
 SCOPE = Microscope(
     shape=(120, 90), grid=(5, 6), overlap=0.3, px_um=(0.5, 0.6), jitter_um=3.0, seed=3, stage_hz=200, exposure_ms=5.0
@@ -83,7 +82,14 @@ def test_every_way_to_make_it_again_gives_the_same_tiles(start_daemon: StartDaem
     starved = start_daemon("replays", **{"blend.tile_size": "64", "blend.budget_bytes": str(1 << 20)})
     for nastiness in ([], ["--duplicate", "0.3", "--seed", "1"], ["--reorder", "7", "--seed", "2"]):
         said = tilecast(
-            "replay", run, "--speed", "max", "--to", starved.endpoints["ingest.ack"], *nastiness, store=tmp_path / "runs"
+            "replay",
+            run,
+            "--speed",
+            "max",
+            "--to",
+            starved.endpoints["ingest.ack"],
+            *nastiness,
+            store=tmp_path / "runs",
         )
         again = said.split(" as ")[1][:36]
         starved.wait_logged("run report", run=again)

@@ -16,8 +16,8 @@ from tilecast.errors import StoreError
 def command(ctx: click.Context, invocation: Invocation, runs: tuple[str, ...], quick: bool) -> None:
     """Check runs: journals, checksums, placements, and every tile against its children and its frames.
 
-    Without RUN, all of them. Nothing is changed. The exit code is 0 if all is well, 1 if something was found, 2 if a run
-    could not be checked, for instance because it is still being written.
+    Without RUN, all of them. Nothing is changed. The exit code is 0 if all is well, 1 if something was found, 2 if a
+    run could not be checked, for instance because it is still being written.
     """
     from tilecast.service.fsck import check_run, describe
     from tilecast.service.runs import JOURNAL_NAME

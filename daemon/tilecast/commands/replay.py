@@ -32,9 +32,9 @@ def command(
 ) -> None:
     """Play a recorded RUN into a running daemon, as a new run.
 
-    RUN is the beginning of its id, its name, its folder, or `last`. Times and order stay as recorded. The instrument gets
-    another name, so that a replay never mixes with a microscope that is at work. With --drop, --duplicate, --reorder
-    and --delay it tests what becomes of a bad line.
+    RUN is the beginning of its id, its name, its folder, or `last`. Times and order stay as recorded. The instrument
+    gets another name, so that a replay never mixes with a microscope that is at work. With --drop, --duplicate,
+    --reorder and --delay it tests what becomes of a bad line.
 
     \b
     Examples:
@@ -53,9 +53,7 @@ def command(
     factor = _factor(speed)
     nastiness = Nastiness(drop=drop, duplicate=duplicate, reorder=reorder, delay_ms=delay_ms, seed=seed)
     frozen = runs.read_frozen(folder)
-    calibration = {
-        role: path.read_bytes() for role in ("dark", "flat") if (path := folder / f"{role}.npy").exists()
-    }
+    calibration = {role: path.read_bytes() for role in ("dark", "flat") if (path := folder / f"{role}.npy").exists()}
     with Journal.open(folder / runs.JOURNAL_NAME, readonly=True) as journal:
         start = runs.first_start(journal)
         n_records = sum(1 for _ in journal.records(with_parts=False))

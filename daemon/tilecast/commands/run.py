@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import click
 
-from tilecast.commands.common import Invocation, add_common_options, pass_invocation
+from tilecast.commands.common import Invocation, tilecast_command
 
 
-@click.command("run")
-@add_common_options
-@pass_invocation
+@tilecast_command("run")
 def command(invocation: Invocation) -> None:
     """Run the daemon: take in frames, build mosaics, tell viewers.
 
-    It listens on the sockets ingest.ack and ingest.pull (and to the sources in ingest.sub), writes runs below store.path,
-    and answers viewers on notify and query. It ends in good order on Ctrl-C or SIGTERM: what it has read is finished
-    first.
+    It listens on the sockets ingest.ack and ingest.pull (and to the sources in ingest.sub), writes runs below
+    store.path, and answers viewers on notify and query. It ends in good order on Ctrl-C or SIGTERM: what it has read is
+    finished first.
 
     \b
     Examples:

@@ -399,8 +399,8 @@ class IngestMachine:
             )
             return self._reject("calibration-missing", sentence, now_ns)
         record = RunRecord(start=message, rules=self.settings.placing_rules, stage_stream=stage_stream, held=held)
-        # A stage whose clock is ahead of the run by more than a bracket was another one's: a replay's, or before the
-        # clock was set.
+        # A stage whose clock is ahead of the run by more than a bracket was another one's: a replay's, or one from
+        # before the clock was set.
         latest_ns = message.t_ns + round(self.settings.join_max_gap_ms * 1e6)
         prelude = tuple(stage for stage in self._stages.recent(message.instrument) if stage.t_ns <= latest_ns)
         return Accept(message=message, path=path, now_ns=now_ns, targets=(Target(message.run, prelude),), opens=record)

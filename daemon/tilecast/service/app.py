@@ -45,6 +45,7 @@ from tilecast.service.committer import Committer, Marked, Opened, StoreItem
 from tilecast.service.config import Config
 from tilecast.service.curve import Doors
 from tilecast.service.keeper import Keeper
+from tilecast.service.logging import summarise_floods
 from tilecast.service.rebuild import rebuild_run
 from tilecast.service.runs import Run
 from tilecast_protocol.errors import QueryError
@@ -242,6 +243,7 @@ class Daemon:
         await loop.run_in_executor(None, self._drain)
         self._notifier.announce(self._hb_message())
         self._notifier.flush()
+        summarise_floods(final=True)
         log.info("stopped", uptime_s=round(time.time() - self._started_at))
 
     def _drain(self) -> None:
@@ -262,6 +264,7 @@ class Daemon:
     async def _heartbeat(self) -> None:
         while True:
             self._notifier.announce(self._hb_message())
+            summarise_floods()
             await asyncio.sleep(_HEARTBEAT_S)
 
     def _hb_message(self) -> DaemonHeartbeat:
@@ -573,6 +576,7 @@ def ingest_settings(config: Config) -> IngestSettings:
         reorder_tolerance_ms=config.ingest.reorder_tolerance_ms,
         gap_report_ms=config.ingest.gap_report_ms,
         hold_bytes=config.ingest.hold_bytes,
+        hold_s=config.ingest.hold_s,
         join_max_gap_ms=config.join.max_gap_ms,
         join_timeout_ms=config.join.timeout_ms,
         allow_moving=config.join.allow_moving,

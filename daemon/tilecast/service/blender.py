@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import structlog
@@ -186,7 +186,7 @@ class Blender:
             "n_frames": self.n_frames,
             "blend_s": self.blend_s,
             "render_s": self.render_s,
-            "pyramids": dict(self._pyramid_stats),
+            "pyramids": {run: asdict(stats) for run, stats in list(self._pyramid_stats.items())},
         }
 
     def _run(self) -> None:

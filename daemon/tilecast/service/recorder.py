@@ -135,22 +135,22 @@ class _Ended:
     def __init__(self, on_ended: Callable[[dict[str, Any]], None]) -> None:
         self._on_ended = on_ended
 
-    def opened(self, run: Any) -> None:
+    def opened(self, _run: Any) -> None:
         """Nothing to do."""
 
-    def placed(self, run: Any, placement: Any, pixels: Any, t_recv_ns: Any, ticket: Any) -> None:
+    def placed(self, *_: Any) -> None:
         """Nothing to do."""
 
     def marked(
-        self, run: Any, state: str | None, report: tuple[int, dict[str, Any]] | None, notices: Sequence[RunNotice]
+        self, _run: Any, _state: str | None, report: tuple[int, dict[str, Any]] | None, _notices: Sequence[RunNotice]
     ) -> None:
         """Tell of reports."""
         if report is not None:
             self._on_ended(report[1])
 
-    def noticed(self, run: Any | None, notice: RunNotice) -> None:
+    def noticed(self, *_: Any) -> None:
         """The log has it already."""
 
-    def unload(self, run: Any, on_done: Callable[[], None]) -> None:
+    def unload(self, _run: Any, on_done: Callable[[], None]) -> None:
         """Nothing is open but the journal, which ingest closes."""
         on_done()

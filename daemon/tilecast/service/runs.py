@@ -34,11 +34,14 @@ from tilecast.store.folders import run_folder
 from tilecast.store.lock import RunLock
 from tilecast_protocol import pzf
 from tilecast_protocol.journal import Journal, RecordKind
-from tilecast_protocol.messages import Start, parse
+from tilecast_protocol.messages import Limits, Start, parse
 
 FROZEN_NAME = "frozen.json"
 ACTIVE_NAME = "active"
 JOURNAL_NAME = "journal"
+
+#: What is in a journal was taken in under the limits of its time.
+_ANY_SIZE = Limits(max_frame_bytes=1 << 48)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +136,7 @@ def starts_of(journal: Journal) -> Iterator[Start]:
     """The `start` messages in a journal, with their payload; the first one began the run."""
     for record in journal.records():
         if record.kind is RecordKind.START:
-            message = parse([record.topic.encode(), record.header, *record.parts])
+            message = parse([record.topic.encode(), record.header, *record.parts], _ANY_SIZE)
             assert isinstance(message, Start), "the journal's kind and the topic's type are written together"
             yield message
 
