@@ -12,8 +12,8 @@
 order (:attr:`Placement.order`): when an earlier one comes late, the caller rebuilds the tile. Sums of float frames are
 of the second kind in every case, since float64 addition is not associative.
 
-Of a tile that one frame covers alone every mode shows that frame's pixels, unchanged, and :meth:`Blender.open` gets the
-state back from them. So such a tile needs no state, whatever the mode.
+Of a tile that one frame covers alone every mode shows that frame's pixels, unchanged, and gets the state back from
+them when a second frame comes. So such a tile needs no state, whatever the mode.
 
 Float images: a pixel that is not finite is not covered, takes part in nothing, and is NaN in the tile. A float32 pixel
 times a weight is exact in float64, so one frame alone gives back its own bits, -0.0 included. For max and min, +0.0 is
@@ -68,6 +68,13 @@ class Window(NamedTuple):
             slice(self.row0 + self.drow, self.row1 + self.drow),
             slice(self.col0 + self.dcol, self.col1 + self.dcol),
         )
+
+
+class Placed(NamedTuple):
+    """A frame as one tile sees it."""
+
+    placement: Placement
+    window: Window
 
 
 def window_of(placement: Placement, key: TileKey, tile_size: int) -> Window:
@@ -181,38 +188,40 @@ class Blender(ABC):
     def check(self, placement: Placement) -> None:  # noqa: B027 (most modes take any placement)
         """Raise ValueError if this mode cannot blend such a placement."""
 
-    def open(self, tile: Pixels, solo: Placement, window: Window) -> State | None:
-        """The state of a tile that one frame covers so far, from the tile's own pixels; None if it needs none."""
-        del tile, solo, window
-        return None
-
     @abstractmethod
     def add(
         self,
         state: State | None,
+        solo: Placed | None,
         old: Pixels,
         out: Pixels,
         mask: Mask | None,
         frame: Pixels,
-        placement: Placement,
-        window: Window,
-    ) -> None:
-        """Blend a frame into a tile.
+        here: Placed,
+    ) -> State | None:
+        """Blend a frame into a tile that others cover already.
 
         Parameters
         ----------
         state : State or None
-            From :meth:`open`, the same object from frame to frame; written in place.
+            What the call before returned, for the frames so far.
+        solo : Placed or None
+            The frame so far, if it is only one: then there is no state yet, and the tile's pixels are that frame's.
         old : (T, T) array
             Pixels of the tile before this frame.
         out : (T, T) array
             Pixels after it; may be `old` itself.
         mask : (T, T) bool array or None
-            Its covered pixels before this frame, None if all; not kept for float images, whose NaN tell.
+            Covered pixels before this frame, None if all; not kept for float images, whose NaN tell.
         frame : (h, w) array, read-only
             Pixels of the frame.
-        placement, window
-            Where the frame lies, and where it meets the tile.
+        here : Placed
+            Where it lies.
+
+        Returns
+        -------
+        State or None
+            For the next frame; often the object given. None where the tile is its own state.
         """
 
 
@@ -228,8 +237,9 @@ class _Sum(Blender):
     def nbytes(self) -> int:
         return sum(weights.nbytes for weights in self._weights.values())
 
-    def weights(self, shape: tuple[int, int]) -> NDArray[np.uint8]:
-        """The weights of frames of this shape; 1 everywhere for the plain mean."""
+    def weights(self, placement: Placement) -> NDArray[np.uint8]:
+        """The weights of a frame's pixels; 1 everywhere for the plain mean."""
+        shape = placement.height, placement.width
         weights = self._weights.get(shape)
         if weights is None:
             while len(self._weights) >= _KEPT_WEIGHTS:
@@ -244,29 +254,33 @@ class _IntegerSum(_Sum):
 
     state_bytes = 6
 
-    def open(self, tile: Pixels, solo: Placement, window: Window) -> SumState:
-        total, weight = np.empty(tile.shape, np.uint32), np.empty(tile.shape, np.uint16)
-        kernels.open_sum(total, weight, tile, self.weights((solo.height, solo.width)), *window)
-        return SumState(total, weight, visits=1)
-
     def add(
         self,
         state: State | None,
+        solo: Placed | None,
         old: Pixels,
         out: Pixels,
         mask: Mask | None,
         frame: Pixels,
-        placement: Placement,
-        window: Window,
-    ) -> None:
+        here: Placed,
+    ) -> SumState:
         del mask
+        weights = self.weights(here.placement)
+        if solo is not None:
+            first = SumState(np.empty(old.shape, np.uint32), np.empty(old.shape, np.uint16), visits=2)
+            solo_weights = self.weights(solo.placement)
+            kernels.add_second_sum(
+                first.total, first.weight, old, out, frame, weights, *here.window, solo_weights, *solo.window
+            )
+            return first
         assert isinstance(state, SumState)
         if state.visits == kernels.MAX_NARROW_VISITS:
             # 64 bits for both: a small camera parked at 1 kHz would pass 2**32 of weight within five hours.
             state.total, state.weight = state.total.astype(np.uint64), state.weight.astype(np.uint64)
         state.visits += 1
         add = kernels.add_sum if state.visits <= kernels.MAX_NARROW_VISITS else kernels.add_wide_sum
-        add(state.total, state.weight, old, out, frame, self.weights((placement.height, placement.width)), *window)
+        add(state.total, state.weight, old, out, frame, weights, *here.window)
+        return state
 
 
 class _FloatSum(_Sum):
@@ -275,31 +289,34 @@ class _FloatSum(_Sum):
     state_bytes = 16
     ordered = True
 
-    def open(self, tile: Pixels, solo: Placement, window: Window) -> SumState:
+    def _open(self, tile: Pixels, solo: Placed) -> SumState:
+        """The sums of the first frame, from the tile's own pixels."""
         total, weight = np.zeros(tile.shape, np.float64), np.zeros(tile.shape, np.float64)
-        values = tile[window.in_tile]
-        weights = self.weights((solo.height, solo.width))[window.in_frame].astype(np.float64)
-        covered = np.isfinite(values)
-        np.copyto(total[window.in_tile], weights * values, where=covered)
-        np.copyto(weight[window.in_tile], weights, where=covered)
+        part = solo.window.in_tile
+        weights = self.weights(solo.placement)[solo.window.in_frame].astype(np.float64)
+        covered = np.isfinite(tile[part])
+        np.copyto(total[part], weights * tile[part], where=covered)
+        np.copyto(weight[part], weights, where=covered)
         return SumState(total, weight, visits=1)
 
     def add(
         self,
         state: State | None,
+        solo: Placed | None,
         old: Pixels,
         out: Pixels,
         mask: Mask | None,
         frame: Pixels,
-        placement: Placement,
-        window: Window,
-    ) -> None:
+        here: Placed,
+    ) -> SumState:
         del mask
+        if solo is not None:
+            state = self._open(old, solo)
         assert isinstance(state, SumState)
         _copy(old, out)
-        weights = self.weights((placement.height, placement.width))
-        kernels.add_float_sum(state.total, state.weight, out, frame, weights, *window)
+        kernels.add_float_sum(state.total, state.weight, out, frame, self.weights(here.placement), *here.window)
         state.visits += 1
+        return state
 
 
 class _Extreme(Blender):
@@ -312,16 +329,16 @@ class _Extreme(Blender):
     def add(
         self,
         state: State | None,
+        solo: Placed | None,
         old: Pixels,
         out: Pixels,
         mask: Mask | None,
         frame: Pixels,
-        placement: Placement,
-        window: Window,
+        here: Placed,
     ) -> None:
-        del state, placement
+        del state, solo
         _copy(old, out)
-        best, new = out[window.in_tile], frame[window.in_frame]
+        best, new = out[here.window.in_tile], frame[here.window.in_frame]
         if self.dtype.kind == "f":
             high, low = (new, best) if self._largest else (best, new)
             beats = (high > low) | ((high == low) & np.signbit(low) & ~np.signbit(high))
@@ -331,7 +348,7 @@ class _Extreme(Blender):
         elif mask is None:
             np.minimum(best, new, out=best)
         else:
-            np.copyto(best, new, where=(new < best) | ~mask[window.in_tile])
+            np.copyto(best, new, where=(new < best) | ~mask[here.window.in_tile])
 
 
 class _Newest(Blender):
@@ -342,16 +359,16 @@ class _Newest(Blender):
     def add(
         self,
         state: State | None,
+        solo: Placed | None,
         old: Pixels,
         out: Pixels,
         mask: Mask | None,
         frame: Pixels,
-        placement: Placement,
-        window: Window,
+        here: Placed,
     ) -> None:
-        del state, mask, placement
+        del state, solo, mask
         _copy(old, out)
-        paste(out, frame, window)
+        paste(out, frame, here.window)
 
 
 class _Nearest(Blender):
@@ -366,30 +383,35 @@ class _Nearest(Blender):
                 f"got frame {placement.frame}, view {placement.view}"
             )
 
-    def open(self, tile: Pixels, solo: Placement, window: Window) -> NearestState:
+    def _open(self, tile: Pixels, solo: Placed) -> NearestState:
+        """Distance and rank of the first frame, where the tile shows it."""
         distance = np.full(tile.shape, np.iinfo(np.int64).max, np.int64)
         rank = np.full(tile.shape, -1, np.int64)
-        dy = 2 * (np.arange(window.row0, window.row1) + window.drow) + 1 - solo.height
-        dx = 2 * (np.arange(window.col0, window.col1) + window.dcol) + 1 - solo.width
-        covered = np.isfinite(tile[window.in_tile])
-        np.copyto(distance[window.in_tile], dy[:, None] ** 2 + dx**2, where=covered)
-        np.copyto(rank[window.in_tile], _rank(solo), where=covered)
+        window, part = solo.window, solo.window.in_tile
+        dy = 2 * (np.arange(window.row0, window.row1) + window.drow) + 1 - solo.placement.height
+        dx = 2 * (np.arange(window.col0, window.col1) + window.dcol) + 1 - solo.placement.width
+        covered = np.isfinite(tile[part])
+        np.copyto(distance[part], dy[:, None] ** 2 + dx**2, where=covered)
+        np.copyto(rank[part], _rank(solo.placement), where=covered)
         return NearestState(distance, rank)
 
     def add(
         self,
         state: State | None,
+        solo: Placed | None,
         old: Pixels,
         out: Pixels,
         mask: Mask | None,
         frame: Pixels,
-        placement: Placement,
-        window: Window,
-    ) -> None:
+        here: Placed,
+    ) -> NearestState:
         del mask
+        if solo is not None:
+            state = self._open(old, solo)
         assert isinstance(state, NearestState)
         _copy(old, out)
-        kernels.add_nearest(state.distance, state.rank, out, frame, _rank(placement), *window)
+        kernels.add_nearest(state.distance, state.rank, out, frame, _rank(here.placement), *here.window)
+        return state
 
 
 def _copy(old: Pixels, out: Pixels) -> None:

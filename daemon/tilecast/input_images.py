@@ -356,10 +356,7 @@ class _OmeImage:
 
 def _read_ome_images(xml: str) -> list[_OmeImage]:
     """The images that OME-XML describes, in order."""
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as cause:
-        raise InputError(f"its OME-XML cannot be read ({cause}); export it again") from cause
+    root = ElementTree.fromstring(xml)
     images = []
     for pixels in root.iterfind("{*}Image/{*}Pixels"):
         size = [_ome_length(pixels, f"PhysicalSize{axis}", "µm") for axis in "XY"]
@@ -441,5 +438,5 @@ def _told_of(path: Path) -> Iterator[None]:
             ) from cause
         raise InputError(f"{path} cannot be read: {cause}") from cause
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError, tifffile.TiffFileError) as cause:
-        # Pillow reports a broken PNG as a SyntaxError.
+        # Pillow reports a broken PNG, and ElementTree broken XML, as a SyntaxError.
         raise InputError(f"{path} cannot be read: {cause}") from cause

@@ -126,7 +126,7 @@ class Scan:
         x_um, y_um = self.px_um
         x0, x1 = min(cols) * x_um, (max(cols) + width) * x_um
         y0, y1 = min(rows) * y_um, (max(rows) + height) * y_um
-        return ((x0, y0), (x1, y1)) if self.affine is None else ((x0, -y1), (x1, -y0))
+        return ((x0, y0), (x1, y1)) if self.affine is None else ((x0, 0.0 - y1), (x1, 0.0 - y0))
 
 
 def open_scan(

@@ -61,10 +61,12 @@ def read_only(frame: Pixels) -> Pixels:
 
 
 @_compiled
-def open_sum(
+def add_second_sum(
     total: NDArray[np.uint32],
     weight: NDArray[np.uint16],
-    tile: Pixels,
+    old: Pixels,
+    out: Pixels,
+    frame: Pixels,
     weights: NDArray[np.uint8],
     row0: int,
     row1: int,
@@ -72,27 +74,39 @@ def open_sum(
     col1: int,
     drow: int,
     dcol: int,
+    solo_weights: NDArray[np.uint8],
+    solo_row0: int,
+    solo_row1: int,
+    solo_col0: int,
+    solo_col1: int,
+    solo_drow: int,
+    solo_dcol: int,
 ) -> None:
-    """Give back Σ w·v and Σ w of a tile that one frame covers, inside its window, from the tile's own pixels."""
-    size = tile.shape[0]
-    n = col1 - col0
-    for row in range(size):
-        if row < row0 or row >= row1:
-            for col in range(size):
-                total[row, col] = 0
-                weight[row, col] = 0
-            continue
-        for col in range(col0):
-            total[row, col] = 0
-            weight[row, col] = 0
-        for col in range(col1, size):
-            total[row, col] = 0
-            weight[row, col] = 0
-        s, w, v = total[row, col0:col1], weight[row, col0:col1], tile[row, col0:col1]
-        k = weights[row + drow, col0 + dcol : col1 + dcol]
-        for i in range(n):
-            s[i] = _u32(_u32(v[i]) * _u32(k[i]))
-            w[i] = _u16(k[i])
+    """Blend a second frame into a tile of which one frame's own pixels are there, and make the sums of both.
+
+    As :func:`add_sum` after filling Σ w·v and Σ w from the tile and the first frame's weights, but row by row while
+    they are in the cache. `total` and `weight` need not be initialized.
+    """
+    for row in range(old.shape[0]):
+        s, w, rendered = total[row], weight[row], out[row]
+        s[:] = 0
+        w[:] = 0
+        rendered[:] = old[row]
+        if solo_row0 <= row < solo_row1:
+            k = solo_weights[row + solo_drow, solo_col0 + solo_dcol : solo_col1 + solo_dcol]
+            v = old[row, solo_col0:solo_col1]
+            s_solo, w_solo = s[solo_col0:solo_col1], w[solo_col0:solo_col1]
+            for i in range(solo_col1 - solo_col0):
+                s_solo[i] = _u32(_u32(v[i]) * _u32(k[i]))
+                w_solo[i] = _u16(k[i])
+        if row0 <= row < row1:
+            _add_row(
+                s[col0:col1],
+                w[col0:col1],
+                rendered[col0:col1],
+                frame[row + drow, col0 + dcol : col1 + dcol],
+                weights[row + drow, col0 + dcol : col1 + dcol],
+            )
 
 
 @_compiled
@@ -105,6 +119,17 @@ def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1:
         else:
             out[row, :col0] = old[row, :col0]
             out[row, col1:] = old[row, col1:]
+
+
+@_compiled
+def _add_row(s: NDArray[np.uint32], w: NDArray[np.uint16], rendered: Pixels, v: Pixels, k: NDArray[np.uint8]) -> None:
+    for i in range(len(s)):
+        s_new = _u32(s[i] + _u32(_u32(v[i]) * _u32(k[i])))
+        w_new = _u32(_u32(w[i]) + _u32(k[i]))
+        s[i] = s_new
+        w[i] = _u16(w_new)
+        # Below 2**32, so the float64 division is exact; via int32, which every processor converts to quickly.
+        rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
 
 
 @_compiled
@@ -126,19 +151,15 @@ def add_sum(
 
     Around the window `out` becomes a copy of `old`; they may be one array.
     """
-    n = col1 - col0
     copy_around(old, out, row0, row1, col0, col1)
     for row in range(row0, row1):
-        s, w, rendered = total[row, col0:col1], weight[row, col0:col1], out[row, col0:col1]
-        v = frame[row + drow, col0 + dcol : col1 + dcol]
-        k = weights[row + drow, col0 + dcol : col1 + dcol]
-        for i in range(n):
-            s_new = _u32(s[i] + _u32(_u32(v[i]) * _u32(k[i])))
-            w_new = _u32(_u32(w[i]) + _u32(k[i]))
-            s[i] = s_new
-            w[i] = _u16(w_new)
-            # Below 2**32, so the float64 division is exact; via int32, which every processor converts to quickly.
-            rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
+        _add_row(
+            total[row, col0:col1],
+            weight[row, col0:col1],
+            out[row, col0:col1],
+            frame[row + drow, col0 + dcol : col1 + dcol],
+            weights[row + drow, col0 + dcol : col1 + dcol],
+        )
 
 
 @_compiled
@@ -258,30 +279,35 @@ def reduce_masked(
 ) -> None:
     """Reduce an integer tile of which only some pixels are covered: mean of the covered ones, ties to even.
 
-    Uncovered pixels of the child must be 0. All four roundings are computed and one is chosen: without branches, the
-    loop runs in vector registers.
+    Uncovered pixels of the child must be 0. Then :func:`reduce_full` is right wherever all four pixels are covered or
+    none is; the rest, mostly a line along the edge of a frame, is found eight pixels of the mask at a time and put
+    right. The edge of a tile is a multiple of 8.
     """
     half = child.shape[0] // 2
-    count = child_mask.view(np.uint8)
+    all_covered = _u64(0x0101010101010101)
+    words, bytes_ = child_mask.view(np.uint64), child_mask.view(np.uint8)
+    reduce_full(child, parent, row_half, col_half)
     for row in range(half):
-        upper, lower = child[2 * row], child[2 * row + 1]
-        upper_count, lower_count = count[2 * row], count[2 * row + 1]
         columns = slice(col_half * half, (col_half + 1) * half)
         out, out_mask = parent[row_half * half + row, columns], parent_mask[row_half * half + row, columns]
-        for col in range(half):
-            s = _u32(
-                _u32(_u32(upper[2 * col]) + _u32(upper[2 * col + 1]))
-                + _u32(_u32(lower[2 * col]) + _u32(lower[2 * col + 1]))
-            )
-            n = _u32(
-                _u32(_u32(upper_count[2 * col]) + _u32(upper_count[2 * col + 1]))
-                + _u32(_u32(lower_count[2 * col]) + _u32(lower_count[2 * col + 1]))
-            )
-            of_two = _u32(s + _u32(_u32(s >> _u32(1)) & _u32(1))) >> _u32(1)
-            of_three = _u32(_u32(s + _u32(1)) // _u32(3))  # thirds never tie
-            of_four = _u32(_u32(s + _u32(1)) + _u32(_u32(s >> _u32(2)) & _u32(1))) >> _u32(2)
-            out[col] = of_four if n == 4 else (of_three if n == 3 else (of_two if n == 2 else s))
-            out_mask[col] = n > 0
+        for word in range(words.shape[1]):
+            upper, lower = words[2 * row, word], words[2 * row + 1, word]
+            if upper & lower == all_covered or upper | lower == _u64(0):
+                out_mask[4 * word : 4 * word + 4] = upper != _u64(0)
+                continue
+            for col in range(4 * word, 4 * word + 4):
+                s, n = _u32(0), 0
+                for r in range(2 * row, 2 * row + 2):
+                    for c in range(2 * col, 2 * col + 2):
+                        s = _u32(s + _u32(child[r, c]))
+                        n += bytes_[r, c]
+                if n == 1:
+                    out[col] = s
+                elif n == 2:
+                    out[col] = _u32(s + _u32(_u32(s >> _u32(1)) & _u32(1))) >> _u32(1)
+                elif n == 3:
+                    out[col] = _u32(s + _u32(1)) // _u32(3)  # thirds never tie
+                out_mask[col] = n > 0
 
 
 @_compiled
@@ -318,23 +344,25 @@ def kernels_for(dtype: str, mode: str) -> tuple[tuple[str, Callable[[], None]], 
     """
     pixel = np.dtype(dtype)
     is_float = pixel.kind == "f"
-    tile: Pixels = np.zeros((2, 2), pixel)
+    shape = 8, 8
+    tile: Pixels = np.zeros(shape, pixel)
     frame = read_only(tile.copy())
-    weights = np.ones((2, 2), np.uint8)
-    mask = np.ones((2, 2), np.bool_)
-    window = (0, 2, 0, 2, 0, 0)
+    weights = np.ones(shape, np.uint8)
+    mask = np.ones(shape, np.bool_)
+    window = (0, 8, 0, 8, 0, 0)
     chosen: list[tuple[str, Callable[[], None]]] = []
 
     def need(name: str, kernel: Callable[..., None], *args: Any) -> None:
         chosen.append((f"{name} {pixel.str}", partial(kernel, *args)))
 
     def state(state_dtype: type[np.generic]) -> Pixels:
-        return np.zeros((2, 2), state_dtype)
+        return np.zeros(shape, state_dtype)
 
     if mode in ("feather", "mean") and is_float:
         need("blend", add_float_sum, state(_f64), state(_f64), tile, frame, weights, *window)
     elif mode in ("feather", "mean"):
-        need("recover", open_sum, state(_u32), state(_u16), tile, weights, *window)
+        second = (state(_u32), state(_u16), tile, tile, frame, weights, *window, weights, *window)
+        need("blend second", add_second_sum, *second)
         need("blend", add_sum, state(_u32), state(_u16), tile, tile, frame, weights, *window)
         need("blend many", add_wide_sum, state(_u64), state(_u64), tile, tile, frame, weights, *window)
     elif mode == "nearest":

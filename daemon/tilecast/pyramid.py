@@ -56,7 +56,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecast import blending, kernels, reduction
-from tilecast.geometry import Placement, PlaneKey, Rect, TileKey, level_count, tiles_in, union_of
+from tilecast.geometry import Placement, PlaneKey, Rect, TileKey, level_count, tile_span, tiles_in, union_of
 
 Pixels = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -85,7 +85,7 @@ class PyramidSettings:
     mode : str
         One of `blending.BLEND_MODES`.
     tile_size : int
-        Edge of a tile, pixels; even.
+        Edge of a tile, pixels; a multiple of 8.
     feather_px : int
         For feather: widest ramp of weights at the edges of a frame, pixels.
     """
@@ -100,8 +100,8 @@ class PyramidSettings:
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}; got {self.dtype!r}")
         if self.mode not in blending.BLEND_MODES:
             raise ValueError(f"mode must be one of {', '.join(blending.BLEND_MODES)}; got {self.mode!r}")
-        if self.tile_size < 2 or self.tile_size % 2:
-            raise ValueError(f"tile_size must be an even number of pixels, 2 or more; got {self.tile_size}")
+        if self.tile_size < 8 or self.tile_size % 8:
+            raise ValueError(f"tile_size must be a multiple of 8 pixels; got {self.tile_size}")
         if self.feather_px < 1:
             raise ValueError(f"feather_px must be 1 or more; got {self.feather_px}")
 
@@ -220,8 +220,7 @@ class TileSource(Protocol):
 class _Tile:
     """What is in memory of one tile. Base and upper tiles share it; the latter have no state and no frames."""
 
-    plane: PlaneKey
-    key: TileKey
+    address: Address
     pixels: Pixels | None = None  # None: the tile is known not to exist
     mask: Mask | None = None  # covered pixels of an integer tile, None if all; float tiles tell by NaN
     shared: bool = False  # a batch holds the arrays: copy before writing
@@ -233,10 +232,6 @@ class _Tile:
     batch: int = 0  # number of the uncommitted batch that its newest version is, or will be, part of; 0 if committed
     nbytes: int = 0
     pinned: int = 0
-
-    @property
-    def address(self) -> Address:
-        return self.plane, self.key
 
 
 @dataclass(slots=True, eq=False)
@@ -404,7 +399,7 @@ class Pyramid:
         self._note(new)
         # In the tiles that it leaves it may still lie, at its new place: a rebuild sees to both.
         left = list(tiles_in(old.rect, 0, self._size))
-        covering = cache(partial(self._placements_by_tile, old.plane, left))
+        covering = cache(partial(self._placements_by_tile, old))
         for portion in self._portions(left):
             self._hold(old.plane, portion)
             self._rebuild(old.plane, {key: covering().get(key, []) for key in portion}, new, frame)
@@ -418,7 +413,7 @@ class Pyramid:
         plane = placement.plane
         keys = [key for key in tiles_in(placement.rect, 0, self._size) if key not in skip]
         # Asked at most once for the whole frame, and only if a tile is not in memory.
-        covering = cache(partial(self._placements_by_tile, plane, keys, without=placement.id))
+        covering = cache(partial(self._placements_by_tile, placement, without=placement.id))
         for portion in self._portions(keys):
             self._hold(plane, portion)
             rebuild = {}
@@ -453,13 +448,13 @@ class Pyramid:
         self._misses += 1
         others = covering().get(key)
         if others is None:
-            self._keep(_Tile(plane, key))
+            self._keep(_Tile((plane, key)))
             return True
         last = max(other.order for other in others)
         late = self._blender.ordered and placement.order < last
         if late or (len(others) > 1 and self._blender.needs_state):
             return False
-        tile = self._read(plane, key)
+        tile = self._read((plane, key))
         if tile is None:  # a float tile without a finite pixel is not stored
             return False
         tile.frames, tile.last, tile.solo = len(others), last, others[0] if len(others) == 1 else None
@@ -476,11 +471,12 @@ class Pyramid:
         into: dict[tuple[int, int], tuple[Placement, list[_Tile]]] = {}
         for key, placements in wanted.items():
             before = self._tiles.get((plane, key))
-            tile = _Tile(plane, key, exists=None if before is None else before.exists)
+            tile = _Tile((plane, key), exists=None if before is None else before.exists)
             if before is not None:
                 self._forget(before)
             self._mark(tile)
             self._keep(tile)
+            self._account(tile)
             self._rebuilds += 1
             for placement in placements:
                 into.setdefault(placement.id, (placement, []))[1].append(tile)
@@ -491,19 +487,20 @@ class Pyramid:
 
     def _blend_tile(self, tile: _Tile, placement: Placement, frame: Pixels) -> None:
         """Blend a frame into a base tile that is in memory and ready for it."""
-        window = blending.window_of(placement, tile.key, self._size)
+        window = blending.window_of(placement, tile.address[1], self._size)
         if tile.pixels is None:
             self._paste_first(tile, frame, window)
         else:
             old = tile.pixels
-            if tile.state is None and tile.solo is not None:
-                solo_window = blending.window_of(tile.solo, tile.key, self._size)
-                tile.state = self._blender.open(old, tile.solo, solo_window)
+            solo = None
+            if tile.solo is not None:
+                solo = blending.Placed(tile.solo, blending.window_of(tile.solo, tile.address[1], self._size))
             if tile.shared:
                 tile.pixels = np.empty_like(old)
                 tile.mask = None if tile.mask is None else tile.mask.copy()
                 tile.shared = False
-            self._blender.add(tile.state, old, tile.pixels, tile.mask, frame, placement, window)
+            here = blending.Placed(placement, window)
+            tile.state = self._blender.add(tile.state, solo, old, tile.pixels, tile.mask, frame, here)
             if tile.mask is not None:
                 tile.mask[window.in_tile] = True
                 if tile.mask.all():
@@ -554,8 +551,9 @@ class Pyramid:
                 changed += self._unchanged_tops(level - 1, {tile.address for tile in changed})
             families: dict[Address, list[_Tile]] = {}
             for tile in changed:
-                families.setdefault((tile.plane, tile.key.parent()), []).append(tile)
-            changed = [self._reduce(plane, key, children) for (plane, key), children in families.items()]
+                plane, key = tile.address
+                families.setdefault((plane, key.parent()), []).append(tile)
+            changed = [self._reduce(address, children) for address, children in families.items()]
             for tile in changed:
                 self._emit(tile, rendered, gone)
             all_changed += changed
@@ -611,7 +609,7 @@ class Pyramid:
             rendered[tile.address] = RenderedTile(_read_only(tile.pixels), None if mask is None else _read_only(mask))
             return
         if tile.exists is None:
-            tile.exists = self._source.read(tile.plane, tile.key) is not None
+            tile.exists = self._source.read(*tile.address) is not None
         if tile.exists:
             gone.append(tile.address)
         tile.exists = False
@@ -624,33 +622,32 @@ class Pyramid:
         for plane, box in self._bboxes.items():
             for key in tiles_in(self._boxes_before.get(plane, box), level, self._size):
                 if (plane, key) not in changed:
-                    tile = self._tiles.get((plane, key)) or self._read(plane, key)
+                    tile = self._tiles.get((plane, key)) or self._read((plane, key))
                     if tile is not None and tile.exists:
                         yield tile
 
-    def _reduce(self, plane: PlaneKey, key: TileKey, children: list[_Tile]) -> _Tile:
+    def _reduce(self, address: Address, children: list[_Tile]) -> _Tile:
         """Reduce the given children into the tile above them, and leave its other quadrants alone."""
-        tile = self._tiles.get((plane, key))
+        tile = self._tiles.get(address)
         if tile is not None:
             self._hits += 1
         else:
             self._misses += 1
-            tile = self._read(plane, key) or _Tile(plane, key)
+            tile = self._read(address) or _Tile(address)
             self._keep(tile)
-        self._lru.pop(tile.address, None)
+        self._lru.pop(address, None)
         if tile.pixels is None:
             tile.pixels = reduction.blank_tile(self._dtype, self._size)
             tile.mask = None if self._dtype.kind == "f" else np.zeros(tile.pixels.shape, np.bool_)
         elif tile.shared:
             old, tile.pixels = tile.pixels, np.empty_like(tile.pixels)
-            rewritten = {(child.key.row & 1, child.key.col & 1) for child in children}
-            for half in _QUADRANTS - rewritten:
+            for half in _QUADRANTS.difference(map(_half_of, children)):
                 part = reduction.quadrant(*half, self._size)
                 tile.pixels[part] = old[part]
             tile.mask = None if tile.mask is None else tile.mask.copy()
         tile.shared = False
         for child in children:
-            half = child.key.row & 1, child.key.col & 1
+            half = _half_of(child)
             if child.exists and child.pixels is not None:
                 tile.mask = reduction.reduce_into(child.pixels, child.mask, tile.pixels, tile.mask, *half)
             else:
@@ -667,14 +664,15 @@ class Pyramid:
     # --------------------------------------------------------------------------------------- what is in memory
 
     def _placements_by_tile(
-        self, plane: PlaneKey, keys: Sequence[TileKey], without: tuple[int, int] | None = None
+        self, around: Placement, without: tuple[int, int] | None = None
     ) -> dict[TileKey, list[Placement]]:
-        """The frames that touch each tile of a block, but one; tiles that none touches are left out."""
+        """The frames, but one, that touch each of the tiles that a placement touches; tiles without are left out."""
         by_tile: dict[TileKey, list[Placement]] = {}
-        block = union_of(key.rect(self._size) for key in keys)
-        for placement in self._covering(plane, block):
+        span, size = tile_span(around.rect, 0, self._size), self._size
+        block = Rect(span.row0 * size, span.col0 * size, span.row1 * size, span.col1 * size)
+        for placement in self._covering(around.plane, block):
             if placement.id != without:
-                for key in tiles_in(placement.rect.intersect(block), 0, self._size):
+                for key in tiles_in(placement.rect.intersect(block), 0, size):
                     by_tile.setdefault(key, []).append(placement)
         return by_tile
 
@@ -708,18 +706,18 @@ class Pyramid:
             self._shrink()
         return pixels
 
-    def _read(self, plane: PlaneKey, key: TileKey) -> _Tile | None:
+    def _read(self, address: Address) -> _Tile | None:
         """A tile as committed, not yet kept; None if there is none."""
-        stored = self._source.read(plane, key)
+        stored = self._source.read(*address)
         if stored is None:
             return None
         if stored.pixels.shape != (self._size, self._size):
-            raise ValueError(f"tile {plane} {key} should be {self._size} pixels square; got {stored.pixels.shape}")
+            raise ValueError(f"tile {address} should be {self._size} pixels square; got {stored.pixels.shape}")
         pixels = np.require(stored.pixels, self._dtype, ["C", "A", "W"])
         mask = None
         if stored.coverage is not None and self._dtype.kind != "f":
             mask = np.require(stored.coverage, np.bool_, ["C", "A", "W"])
-        return _Tile(plane, key, pixels, mask, shared=True, exists=True)
+        return _Tile(address, pixels, mask, shared=True, exists=True)
 
     def _mark(self, tile: _Tile) -> None:
         """Put a base tile among those that the next flush renders."""
@@ -727,9 +725,8 @@ class Pyramid:
         self._dirty[tile.address] = tile
 
     def _keep(self, tile: _Tile) -> None:
-        """Hold a tile in memory; it cannot be evicted before it is `_use`d."""
+        """Hold a tile in memory; it is counted when next changed, and cannot be evicted before it is `_use`d."""
         self._tiles[tile.address] = tile
-        self._account(tile)
 
     def _forget(self, tile: _Tile) -> None:
         """Hold it no longer."""
@@ -805,6 +802,12 @@ class Pyramid:
                 f"got {pixels.shape} of {pixels.dtype.str}"
             )
         return kernels.read_only(pixels)
+
+
+def _half_of(child: _Tile) -> tuple[int, int]:
+    """The quadrant of its parent that a tile is reduced into."""
+    _, key = child.address
+    return key.row & 1, key.col & 1
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

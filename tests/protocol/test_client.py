@@ -174,7 +174,7 @@ def test_updates_come_as_they_were_sent(client: Client, notifications: ScriptedN
     notifications.send(tiles(4))
     assert said(list(client.updates(MOMENT_S))) == [(4, [4])]
     notifications.send(tiles(5))
-    assert next(iter(client)).run == RUN  # type: ignore[union-attr]
+    assert next(iter(client)).run == RUN
 
 
 def test_a_hole_is_healed_page_by_page(client: Client, notifications: ScriptedNotifications, store: Store) -> None:

@@ -4,7 +4,8 @@ It owns the pyramids of all loaded runs and nothing else knows them. Its work co
 ingest thread; what it makes goes through another to the store thread. When to hand tiles over is a question of
 deadlines: if the store is idle and no frame waits, at once (a lone frame is on the screen as soon as it can be); if the
 daemon is busy, frames are gathered for up to `commit_interval_s`, or until the store is ready again, so that larger
-batches cost less. A full store queue makes this thread wait, its own queue fills, and the publishers slow down.
+batches cost less; and at any time when `batch_bytes` of frames have been gathered, because what is not in the store
+cannot be dropped from memory, and memory has a budget. A full store queue makes this thread wait, its own queue fills, and the publishers slow down.
 
 Blending needs to read: accumulators that were evicted are made again from the journal, tiles from the store. Both are
 read here, in this thread, through `Run.load` and a read-only connection of its own, because the next step of the very
@@ -124,6 +125,7 @@ class _Mosaic:
     dirty_since: float | None = None
     t_recv_ns: int | None = None
     ticket: int = 0
+    gathered_nbytes: int = 0
     rebuilding: bool = False
     parked: list[Placed | Marked] = field(default_factory=list)
 
@@ -141,6 +143,8 @@ class Blender:
         Memory for accumulators and cached tiles, shared by all loaded runs.
     commit_interval_s : float
         How long a busy daemon gathers frames before it commits them.
+    batch_bytes : int
+        How many bytes of frames it gathers at most.
     on_failure : callable
         Called with the exception that ended this thread.
     """
@@ -152,12 +156,14 @@ class Blender:
         *,
         budget_bytes: int,
         commit_interval_s: float,
+        batch_bytes: int,
         on_failure: Callable[[str, BaseException], None],
     ) -> None:
         self._queue = queue
         self._store_queue = store_queue
         self._budget_bytes = budget_bytes
         self._commit_interval_s = commit_interval_s
+        self._batch_bytes = batch_bytes
         self._on_failure = on_failure
         self._mosaics: dict[str, _Mosaic] = {}
         self._notes: deque[Callable[[], None]] = deque()
@@ -257,15 +263,18 @@ class Blender:
         if item.t_recv_ns is not None and mosaic.t_recv_ns is None:
             mosaic.t_recv_ns = item.t_recv_ns
         mosaic.ticket = max(mosaic.ticket, item.ticket)
+        mosaic.gathered_nbytes += mosaic.run.start.frame_nbytes
         self._pyramid_stats[mosaic.run.run] = pyramid.stats()
 
     def _flush_due(self) -> None:
         now = time.monotonic()
         waiting = not self._queue.empty
         for mosaic in self._mosaics.values():
-            if mosaic.dirty_since is None or mosaic.in_flight:
+            if mosaic.dirty_since is None:
                 continue
-            if not waiting or now - mosaic.dirty_since >= self._commit_interval_s:
+            if mosaic.gathered_nbytes >= self._batch_bytes:
+                self._flush(mosaic)
+            elif not mosaic.in_flight and (not waiting or now - mosaic.dirty_since >= self._commit_interval_s):
                 self._flush(mosaic)
 
     def _flush(self, mosaic: _Mosaic) -> None:
@@ -275,7 +284,7 @@ class Blender:
         batch = mosaic.pyramid.flush()
         self.render_s += time.monotonic() - began
         item = None if batch is None else Rendered(mosaic.run, batch, mosaic.t_recv_ns, mosaic.ticket)
-        mosaic.dirty_since, mosaic.t_recv_ns = None, None
+        mosaic.dirty_since, mosaic.t_recv_ns, mosaic.gathered_nbytes = None, None, 0
         if item is not None and batch is not None:
             mosaic.in_flight += 1
             self._store_queue.put(item, batch.nbytes)

@@ -84,23 +84,10 @@ _T = TypeVar("_T")
 class SqliteStore(SqliteReads, TileStore):
     """The writer of one run; made by `create` or `open`, used by the thread that called them.
 
-    Parameters of `create` and `open`
-    ---------------------------------
-    folder : path
-        The run's folder; `create` makes it if need be.
-    new : NewRun
-        What the run is (`create` only).
-    file_name : str
-        `tiles.sqlite`, or another name to build beside it (`tilecast.store.folders.swap_in`).
-    lock : RunLock, optional
-        The right to write the folder, where the caller has it already, and keeps it; else the store takes it, and
-        gives it back when closed.
-    wal_limit_bytes : int
-        How long the write-ahead log may become.
-    clock_ns : callable
-        UTC in nanoseconds.
-    boot_id : str, optional
-        Tells one boot of the kernel from the next; asked of the kernel by default.
+    Attributes
+    ----------
+    checkpointer : Checkpointer
+        Keeps the log short meanwhile; may be asked for its `stats`, or to `settle`, from any thread.
     """
 
     def __init__(
@@ -140,6 +127,24 @@ class SqliteStore(SqliteReads, TileStore):
     ) -> Self:
         """Make the store of a new run; one whose making was cut short is finished.
 
+        Parameters
+        ----------
+        folder : path
+            The run's folder; made if need be.
+        new : NewRun
+            What the run is.
+        file_name : str
+            `tiles.sqlite`, or another name to build beside it (`tilecast.store.folders.swap_in`).
+        lock : RunLock, optional
+            The right to write the folder, where the caller has it already, and keeps it; else the store takes it,
+            and gives it back when closed.
+        wal_limit_bytes : int
+            How long the write-ahead log may become before commits wait for it.
+        clock_ns : callable
+            UTC in nanoseconds.
+        boot_id : str, optional
+            Tells one boot of the kernel from the next; asked of the kernel by default.
+
         Raises
         ------
         StoreError
@@ -164,6 +169,8 @@ class SqliteStore(SqliteReads, TileStore):
         boot_id: str | None = None,
     ) -> Self:
         """Open the store of a known run for writing; brings an older schema up to date.
+
+        The parameters are those of `create`.
 
         Raises
         ------

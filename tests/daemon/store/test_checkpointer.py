@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,8 +66,17 @@ def test_a_pause_empties_the_log(tmp_path: Path) -> None:
     writer.execute("CREATE TABLE t (x)")
     emptied = threading.Event()
 
+    class Watched(sqlite3.Connection):
+        """Says when it has cut the log to nothing."""
+
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            cursor = super().execute(sql, *values)
+            if "TRUNCATE" in sql:
+                emptied.set()
+            return cursor
+
     def connect() -> sqlite3.Connection:
-        return sqlite3.connect(path, isolation_level=None, factory=lambda *a, **k: Watched(emptied, *a, **k))
+        return sqlite3.connect(path, isolation_level=None, factory=Watched)
 
     keeper = Checkpointer(connect, page_nbytes=4096, limit_bytes=LIMIT, idle_s=0.01)
     try:
@@ -77,20 +87,6 @@ def test_a_pause_empties_the_log(tmp_path: Path) -> None:
     finally:
         keeper.close()
         writer.close()
-
-
-class Watched(sqlite3.Connection):
-    """Says when it has cut the log to nothing."""
-
-    def __init__(self, emptied: threading.Event, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)  # type: ignore[arg-type]  # handed on as they came
-        self._emptied = emptied
-
-    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
-        cursor = super().execute(sql, *values)  # type: ignore[arg-type]  # handed on as they came
-        if "TRUNCATE" in sql:
-            self._emptied.set()
-        return cursor
 
 
 def test_a_reader_in_the_way_is_told_of_and_waited_for(store: SqliteStore) -> None:

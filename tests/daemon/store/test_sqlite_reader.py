@@ -96,7 +96,7 @@ def test_a_reader_stays_right_while_writers_come_and_go(store: SqliteStore) -> N
 
 def test_what_was_read_while_the_file_changed_hands_is_read_again(store: SqliteStore) -> None:
     store.close()
-    revs = []
+    revs: list[int] = []
     with SqliteReader(store.path.parent) as reader:
 
         def query(connection: sqlite3.Connection) -> int:
