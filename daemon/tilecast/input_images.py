@@ -342,7 +342,16 @@ class TiffImages(ImageSource):
                     raise InputError(
                         f"{self.path}: frame {frame} is described but not there; is a file of the set missing?"
                     )
-                yield _plain(page.asarray(), f"frame {frame} of {self.path}")
+                file = page.parent.filehandle
+                in_another_file = file.closed
+                if in_another_file:
+                    file.open()
+                try:
+                    pixels = page.asarray()
+                finally:
+                    if in_another_file:
+                        file.close()
+                yield _plain(pixels, f"frame {frame} of {self.path}")
 
 
 @dataclass

@@ -61,6 +61,52 @@ def read_only(frame: Pixels) -> Pixels:
 
 
 @_compiled
+def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1: int) -> None:
+    """Copy a tile except for a window, which the caller is about to write."""
+    size = old.shape[0]
+    for row in range(size):
+        inside = row0 <= row < row1
+        for col in range(col0 if inside else size):
+            out[row, col] = old[row, col]
+        for col in range(col1 if inside else size, size):
+            out[row, col] = old[row, col]
+
+
+@_compiled
+def add_sum(
+    total: NDArray[np.uint32],
+    weight: NDArray[np.uint16],
+    old: Pixels,
+    out: Pixels,
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+) -> None:
+    """Blend a window of an integer frame and render it: v = (S + W div 2) div W, exactly; at most 257 visits.
+
+    Around the window `out` becomes a copy of `old`; they may be one array.
+    """
+    n = col1 - col0
+    copy_around(old, out, row0, row1, col0, col1)
+    for row in range(row0, row1):
+        s, w, rendered = total[row, col0:col1], weight[row, col0:col1], out[row, col0:col1]
+        v = frame[row + drow, col0 + dcol : col1 + dcol]
+        k = weights[row + drow, col0 + dcol : col1 + dcol]
+        for i in range(n):
+            s_new = _u32(s[i] + _u32(_u32(v[i]) * _u32(k[i])))
+            w_new = _u32(_u32(w[i]) + _u32(k[i]))
+            s[i] = s_new
+            w[i] = _u16(w_new)
+            # Below 2**32, so the float64 division is exact; via int32, which every processor converts to quickly.
+            rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
+
+
+@_compiled
 def add_second_sum(
     total: NDArray[np.uint32],
     weight: NDArray[np.uint16],
@@ -87,79 +133,32 @@ def add_second_sum(
     As :func:`add_sum` after filling Σ w·v and Σ w from the tile and the first frame's weights, but row by row while
     they are in the cache. `total` and `weight` need not be initialized.
     """
-    for row in range(old.shape[0]):
-        s, w, rendered = total[row], weight[row], out[row]
-        s[:] = 0
-        w[:] = 0
-        rendered[:] = old[row]
-        if solo_row0 <= row < solo_row1:
-            k = solo_weights[row + solo_drow, solo_col0 + solo_dcol : solo_col1 + solo_dcol]
-            v = old[row, solo_col0:solo_col1]
-            s_solo, w_solo = s[solo_col0:solo_col1], w[solo_col0:solo_col1]
-            for i in range(solo_col1 - solo_col0):
-                s_solo[i] = _u32(_u32(v[i]) * _u32(k[i]))
-                w_solo[i] = _u16(k[i])
-        if row0 <= row < row1:
-            _add_row(
-                s[col0:col1],
-                w[col0:col1],
-                rendered[col0:col1],
-                frame[row + drow, col0 + dcol : col1 + dcol],
-                weights[row + drow, col0 + dcol : col1 + dcol],
-            )
-
-
-@_compiled
-def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1: int) -> None:
-    """Copy a tile except for a window, which the caller is about to write."""
     size = old.shape[0]
-    for row in range(size):
-        if row < row0 or row >= row1:
-            out[row] = old[row]
-        else:
-            out[row, :col0] = old[row, :col0]
-            out[row, col1:] = old[row, col1:]
-
-
-@_compiled
-def _add_row(s: NDArray[np.uint32], w: NDArray[np.uint16], rendered: Pixels, v: Pixels, k: NDArray[np.uint8]) -> None:
-    for i in range(len(s)):
-        s_new = _u32(s[i] + _u32(_u32(v[i]) * _u32(k[i])))
-        w_new = _u32(_u32(w[i]) + _u32(k[i]))
-        s[i] = s_new
-        w[i] = _u16(w_new)
-        # Below 2**32, so the float64 division is exact; via int32, which every processor converts to quickly.
-        rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
-
-
-@_compiled
-def add_sum(
-    total: NDArray[np.uint32],
-    weight: NDArray[np.uint16],
-    old: Pixels,
-    out: Pixels,
-    frame: Pixels,
-    weights: NDArray[np.uint8],
-    row0: int,
-    row1: int,
-    col0: int,
-    col1: int,
-    drow: int,
-    dcol: int,
-) -> None:
-    """Blend a window of an integer frame and render it: v = (S + W div 2) div W, exactly; at most 257 visits.
-
-    Around the window `out` becomes a copy of `old`; they may be one array.
-    """
+    n = col1 - col0
+    n_solo = solo_col1 - solo_col0
     copy_around(old, out, row0, row1, col0, col1)
-    for row in range(row0, row1):
-        _add_row(
-            total[row, col0:col1],
-            weight[row, col0:col1],
-            out[row, col0:col1],
-            frame[row + drow, col0 + dcol : col1 + dcol],
-            weights[row + drow, col0 + dcol : col1 + dcol],
-        )
+    for row in range(size):
+        for col in range(size):
+            total[row, col] = 0
+            weight[row, col] = 0
+        if solo_row0 <= row < solo_row1:
+            s, w = total[row, solo_col0:solo_col1], weight[row, solo_col0:solo_col1]
+            v = old[row, solo_col0:solo_col1]
+            k = solo_weights[row + solo_drow, solo_col0 + solo_dcol : solo_col1 + solo_dcol]
+            for i in range(n_solo):
+                s[i] = _u32(_u32(v[i]) * _u32(k[i]))
+                w[i] = _u16(k[i])
+        if row < row0 or row >= row1:
+            continue
+        s, w, rendered = total[row, col0:col1], weight[row, col0:col1], out[row, col0:col1]
+        new = frame[row + drow, col0 + dcol : col1 + dcol]
+        k = weights[row + drow, col0 + dcol : col1 + dcol]
+        for i in range(n):
+            s_new = _u32(s[i] + _u32(_u32(new[i]) * _u32(k[i])))
+            w_new = _u32(_u32(w[i]) + _u32(k[i]))
+            s[i] = s_new
+            w[i] = _u16(w_new)
+            rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
 
 
 @_compiled

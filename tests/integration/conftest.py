@@ -1,15 +1,32 @@
-"""A real daemon in a process of its own for each test that asks, and the mosaic that its store holds."""
+"""A real daemon in a process of its own: one for all tests that need nothing special of it, or one for a test."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from integration.talking import Watcher
 from tilecast.process import DaemonProcess
+from tilecast_protocol.client import Client
+from tilecast_protocol.publisher import Publisher
 
 StartDaemon = Callable[..., DaemonProcess]
+
+#: What most tests want: small tiles, and to hear at once of what goes wrong.
+IMPATIENT = {
+    "blend.tile_size": "32",
+    "ingest.gap_report_ms": "50",
+    "ingest.reorder_tolerance_ms": "50",
+    "ingest.hold_s": "2",
+    "ingest.max_frame_bytes": "1MiB",
+    "join.timeout_ms": "300",
+    "store.commit_interval_ms": "20",
+    "log.flood_s": "0",
+}
 
 
 @pytest.fixture
@@ -25,4 +42,67 @@ def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
     yield start
     for daemon in started:
         if daemon.running:
+            daemon.kill()
+
+
+@dataclass(frozen=True)
+class Station:
+    """A daemon that many tests share, each with runs of its own.
+
+    Attributes
+    ----------
+    daemon : DaemonProcess
+    root : Path
+        The folder of the runs.
+    watch : Watcher
+        Has heard everything it ever published.
+    client : Client
+        For queries.
+    pub : list of str
+        Endpoints at which it listens for PUB sources; each may be bound by one test.
+    """
+
+    daemon: DaemonProcess
+    root: Path
+    watch: Watcher
+    client: Client
+    pub: list[str]
+
+    @property
+    def ack(self) -> str:
+        """Endpoint of the acknowledged path."""
+        return self.daemon.endpoints["ingest.ack"]
+
+    @property
+    def pull(self) -> str:
+        """Endpoint of the one-way path."""
+        return self.daemon.endpoints["ingest.pull"]
+
+    def publisher(self, stream: str, instrument: str = "scope") -> Publisher:
+        """A well-behaved publisher on the acknowledged path."""
+        return Publisher(self.ack, instrument=instrument, stream=stream)
+
+    def folder(self, run: str) -> Path:
+        """Where a run lies."""
+        return self.root / run
+
+
+@pytest.fixture(scope="session")
+def station() -> Iterator[Station]:
+    """The daemon for all tests that need nothing special of it. It must still live, and end well, after the last."""
+    # Not below pytest's own folder: the path of an ipc socket may have about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="tilecast-") as folder:
+        root = Path(folder) / "runs"
+        pub = [f"ipc://{folder}/pub{number}" for number in range(4)]
+        settings = IMPATIENT | {"ingest.sub": "[" + ", ".join(f'"{endpoint}"' for endpoint in pub) + "]"}
+        daemon = DaemonProcess(root, settings=settings, log_file=Path(folder) / "log").start()
+        try:
+            with (
+                Watcher(daemon.endpoints["notify"]) as watch,
+                Client(None, daemon.endpoints["query"]) as client,
+            ):
+                yield Station(daemon, root, watch, client, pub)
+            assert daemon.running, list(daemon.log)[-10:]
+            assert daemon.stop() == 0
+        finally:
             daemon.kill()

@@ -88,6 +88,7 @@ class LiveRun:
         self.placed = RangeSet()
         self.heard_ns = now_ns
         self.report_due_ns: int | None = None
+        self._report_waits = False
         self._settings = settings
         self._recorded_phase = record.phase
         self._n_counted: int = record.counts.get("n_images", 0)
@@ -212,8 +213,8 @@ class LiveRun:
         joined = self._joiner.add_stage(message.t_ns, message.pos_um, message.moving)
         if joined and self.phase is not RunPhase.OPEN:
             self.changed(now_ns)
-            if not self._joiner.n_waiting_for_later and not self.revision:
-                self.report_due_ns = now_ns  # the first report waited for these
+            if self._report_waits and not self._joiner.n_waiting_for_later:
+                self._report_soon(now_ns)
         return [self._place_joined(one) for one in joined]
 
     def take_image(
@@ -372,6 +373,7 @@ class LiveRun:
     def take_report(self) -> list[Effect]:
         """Issue a report now."""
         self.report_due_ns = None
+        self._report_waits = False
         self.revision += 1
         return [Report(self.run, self.revision, self.report())]
 
@@ -405,8 +407,8 @@ class LiveRun:
 
     def _report_soon(self, now_ns: int) -> None:
         """Issue a report at once, unless images wait for the stage message that comes next: then a little later."""
-        wait_ns = self._settings.join_timeout_ns if self._joiner.n_waiting_for_later else 0
-        self.report_due_ns = now_ns + wait_ns
+        self._report_waits = self._joiner.n_waiting_for_later > 0
+        self.report_due_ns = now_ns + (self._settings.join_timeout_ns if self._report_waits else 0)
 
     def _take_notices(self, now_ns: int) -> list[Effect]:
         notices: list[Effect] = []
