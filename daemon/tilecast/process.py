@@ -56,7 +56,8 @@ class DaemonProcess:
         arguments: Sequence[str] = (),
     ) -> None:
         options = dict.fromkeys(_SOCKETS, "tcp://127.0.0.1:*")
-        options |= {"store.path": str(store_path), "log.format": "json"}
+        # What it says of itself is read here: "ready" is an info.
+        options |= {"store.path": str(store_path), "log.format": "json", "log.level": "info"}
         options |= settings or {}
         self._command = [sys.executable, "-m", "tilecast", "run", *arguments]
         for name, value in options.items():
@@ -81,10 +82,20 @@ class DaemonProcess:
         self._ready.clear()
         self._closed = False
         self._process = subprocess.Popen(
-            self._command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=self._environ
+            self._command,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=self._environ,
+            process_group=0,  # Ctrl-C in the terminal is for whoever started it, who then stops it when it is time
         )
         threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True).start()
-        if not self._ready.wait(timeout_s) or not self.endpoints:
+        try:
+            ready = self._ready.wait(timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+        if not ready or not self.endpoints:
             self.kill()
             said = "; ".join(str(line.get("event")) for line in list(self.log)[-3:])
             raise DisconnectedError(f"the daemon did not become ready; it said: {said or 'nothing'}")

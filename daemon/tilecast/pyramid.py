@@ -23,8 +23,9 @@ A tile exists if it has a covered pixel; one that loses its last (a frame moved 
 
 How memory stays bounded
 ------------------------
-What a tile or a loaded frame holds is counted in bytes, and the least recently used is dropped when the budget is
-passed. Two things cannot be dropped and are the caller's to bound: tiles whose newest version is not committed yet
+What a tile or a loaded frame holds is counted in bytes, and when the budget is passed the least recently used is
+dropped: first tiles without a state, which are one read away, and only when few of them are left the states and loaded
+frames, which cost the decoding of whole frames to have again. Two things cannot be dropped and are the caller's to bound: tiles whose newest version is not committed yet
 (:attr:`PyramidStats.pinned_bytes`; flush and commit more often), and what one call works on (the frame, and the states
 of as many of its tiles as fit a quarter of the budget, at least one). Nothing that is kept, and nothing that one frame
 costs, grows with the number of frames or tiles of the run; only boxes of planes are kept, one for each plane.
@@ -70,6 +71,8 @@ _DTYPES = ("|u1", "<u2", "<f4")
 _OBJECT_BYTES = 1024
 #: What one call works on at a time may take this part of the budget.
 _PORTION = 4
+#: Tiles without a state are dropped first while they take more than this part of the budget.
+_PLAIN_PART = 8
 #: The quadrants of a tile as (lower half, right half).
 _QUADRANTS = frozenset({(0, 0), (0, 1), (1, 0), (1, 1)})
 
@@ -301,8 +304,10 @@ class Pyramid:
 
         self._tiles: dict[Address, _Tile] = {}
         self._loaded: dict[tuple[int, int], _LoadedFrame] = {}
-        # What can be dropped, least recently used first: tiles by address, frames by (frame, view).
-        self._lru: OrderedDict[Address | tuple[int, int], _Tile | _LoadedFrame] = OrderedDict()
+        # What can be dropped, least recently used first: tiles without a state; tiles with one, and frames by
+        # (frame, view).
+        self._plain: OrderedDict[Address, _Tile] = OrderedDict()
+        self._costly: OrderedDict[Address | tuple[int, int], _Tile | _LoadedFrame] = OrderedDict()
         self._held_bytes = 0
         self._pinned_bytes = 0
         self._evictions = self._rebuilds = self._frames_loaded = self._hits = self._misses = 0
@@ -635,7 +640,7 @@ class Pyramid:
             self._misses += 1
             tile = self._read(address) or _Tile(address)
             self._keep(tile)
-        self._lru.pop(address, None)
+        self._drop_from_queues(address)
         if tile.pixels is None:
             tile.pixels = reduction.blank_tile(self._dtype, self._size)
             tile.mask = None if self._dtype.kind == "f" else np.zeros(tile.pixels.shape, np.bool_)
@@ -695,13 +700,13 @@ class Pyramid:
         """The pixels of a frame; kept, if asked, while memory lasts."""
         loaded = self._loaded.get(placement.id)
         if loaded is not None:
-            self._lru.move_to_end(placement.id)
+            self._costly.move_to_end(placement.id)
             return loaded.pixels
         pixels = self._checked(placement, self._frames.load(placement))
         self._frames_loaded += 1
         if keep and pixels.nbytes <= self._budget_bytes // _PORTION:
             loaded = _LoadedFrame(placement.id, pixels, pixels.nbytes + _OBJECT_BYTES)
-            self._loaded[placement.id] = self._lru[placement.id] = loaded
+            self._loaded[placement.id] = self._costly[placement.id] = loaded
             self._held_bytes += loaded.nbytes
             self._shrink()
         return pixels
@@ -735,7 +740,7 @@ class Pyramid:
         self._account(tile)
         self._held_bytes -= tile.nbytes
         del self._tiles[tile.address]
-        self._lru.pop(tile.address, None)
+        self._drop_from_queues(tile.address)
 
     def _account(self, tile: _Tile) -> None:
         """Count a tile's memory anew."""
@@ -754,7 +759,7 @@ class Pyramid:
     def _hold(self, plane: PlaneKey, keys: list[TileKey]) -> None:
         """Keep tiles from being evicted while they are worked on."""
         for key in keys:
-            self._lru.pop((plane, key), None)
+            self._drop_from_queues((plane, key))
 
     def _release(self, plane: PlaneKey, keys: list[TileKey]) -> None:
         """Let them go again, as the most recently used."""
@@ -764,14 +769,26 @@ class Pyramid:
 
     def _use(self, tile: _Tile) -> None:
         """Count a tile as the most recently used, if anything of it can be dropped."""
-        if not tile.batch or tile.state is not None:
-            self._lru[tile.address] = tile
-            self._lru.move_to_end(tile.address)
+        self._drop_from_queues(tile.address)
+        if tile.state is not None:
+            self._costly[tile.address] = tile
+        elif not tile.batch:
+            self._plain[tile.address] = tile
+
+    def _drop_from_queues(self, address: Address) -> None:
+        """Do not count a tile among those that can be dropped."""
+        self._plain.pop(address, None)
+        self._costly.pop(address, None)
 
     def _shrink(self) -> None:
-        """Drop what has not been used for longest until the budget holds."""
-        while self._lru and self._held_bytes + self._blender.nbytes > self._budget_bytes:
-            _, oldest = self._lru.popitem(last=False)
+        """Drop what can be had again cheaply, then what has not been used for longest, until the budget holds."""
+        plain_count = self._budget_bytes // _PLAIN_PART // self._pixel_bytes
+        while self._held_bytes + self._blender.nbytes > self._budget_bytes and (self._plain or self._costly):
+            oldest: _Tile | _LoadedFrame
+            if len(self._plain) > plain_count or not self._costly:
+                _, oldest = self._plain.popitem(last=False)
+            else:
+                _, oldest = self._costly.popitem(last=False)
             self._evictions += 1
             if isinstance(oldest, _LoadedFrame):
                 self._held_bytes -= oldest.nbytes

@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .client import Client, Resync, TileRef, TileUpdate
     from .errors import DisconnectedError, JournalError, MalformedError, PZFError, QueryError, TilecastError
     from .journal import Journal, RecordKind
     from .messages import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMANDS",
     "Ack",
+    "Client",
     "CurveKeys",
     "DaemonHeartbeat",
     "DisconnectedError",
@@ -71,11 +73,14 @@ __all__ = [
     "RejectedError",
     "Rejection",
     "Reply",
+    "Resync",
     "RunNotice",
     "RunRev",
     "RunState",
     "Stage",
     "Start",
+    "TileRef",
+    "TileUpdate",
     "TilecastError",
     "Tiles",
     "Welcome",
@@ -95,6 +100,7 @@ __all__ = [
 _MODULE_OF = {
     name: module
     for module, names in {
+        "client": "Client Resync TileRef TileUpdate",
         "errors": "DisconnectedError JournalError MalformedError PZFError QueryError TilecastError",
         "journal": "Journal RecordKind",
         "messages": "Ack DaemonHeartbeat End Event Heartbeat Hello Image Limits Rejection RunNotice RunRev RunState "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -92,6 +92,13 @@ def empty_scans(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int,
     shape=st.sampled_from([(4, 6), (5, 7), (1, 1), (3, 8)]),
     flip_y=st.booleans(),
     anchor=st.sampled_from(["corner", "centre"]),
+)
+@example(
+    xy=[(0.49999999999999994, -0.5), (-0.49999999999999994, 0.5), (1.5, 2.5)],
+    size=(0.1, 0.1),
+    shape=(5, 7),
+    flip_y=False,
+    anchor="corner",
 )
 def test_pixels_come_to_lie_on_the_nearest_pixel_halves_up(
     empty_scans: Callable[[int, int, int], Path], **case: Any
