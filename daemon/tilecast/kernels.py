@@ -34,13 +34,15 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[Any]
 Mask = NDArray[np.bool_]
-Kernel = TypeVar("Kernel", bound=Callable[..., None])
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 #: Weights are at most this.
 MAX_WEIGHT = 255
 #: So many visits fit the narrow state: 257 · 255 = 65535 (u16), and 257 · 255 · 65535 + 65535 // 2 < 2**32 (u32).
 MAX_NARROW_VISITS = 257
 
+#: Unsigned indices: of signed ones numba tests each for being counted from the end, which costs more than the pixel.
+_index = np.uintp
 _u16 = np.uint16
 _u32 = np.uint32
 _u64 = np.uint64
@@ -58,6 +60,117 @@ def read_only(frame: Pixels) -> Pixels:
     view = frame.view() if frame.flags.aligned else frame.copy()
     view.flags.writeable = False
     return view
+
+
+@_compiled
+def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1: int) -> None:
+    """Copy a tile except for a window, which the caller is about to write."""
+    size = old.shape[0]
+    for row in range(size):
+        inside = row0 <= row < row1
+        for col in range(col0 if inside else size):
+            out[row, col] = old[row, col]
+        for col in range(col1 if inside else size, size):
+            out[row, col] = old[row, col]
+
+
+@_compiled
+def _quotient(total: np.uint32, weight: np.uint16) -> np.uint32:
+    """(S + W div 2) div W, of a pixel whose W is not 0."""
+    numerator, divisor = _u32(total + _u32(weight >> _u16(1))), _u32(weight)
+    # The quotient is below 2**16 and float32 errs by less than 2**-22 of it, so its floor errs by 1 at the most, which
+    # the remainder shows: it is then negative, or not below the divisor. Twice as fast as a float64 division.
+    quotient = np.int32(np.float32(numerator) / np.float32(divisor))
+    remainder = np.int32(_u32(numerator - _u32(_u32(quotient) * divisor)))
+    return _u32(quotient + np.int32(remainder >= np.int32(divisor)) - np.int32(remainder < 0))
+
+
+@_compiled
+def add_sum(
+    total: NDArray[np.uint32],
+    weight: NDArray[np.uint16],
+    old: Pixels,
+    out: Pixels,
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+) -> None:
+    """Blend a window of an integer frame and render it: v = (S + W div 2) div W, exactly; at most 257 visits.
+
+    Around the window `out` becomes a copy of `old`; they may be one array.
+    """
+    copy_around(old, out, row0, row1, col0, col1)
+    n, left, frame_left = _index(col1 - col0), _index(col0), _index(col0 + dcol)
+    for r in range(row0, row1):
+        row, frame_row = _index(r), _index(r + drow)
+        for i in range(n):
+            k = _u32(weights[frame_row, frame_left + i])
+            wv = _u32(_u32(frame[frame_row, frame_left + i]) * k)
+            total[row, left + i] = _u32(total[row, left + i] + wv)
+            weight[row, left + i] = _u16(_u32(weight[row, left + i]) + k)
+        for i in range(n):
+            out[row, left + i] = _quotient(total[row, left + i], weight[row, left + i])
+
+
+@_compiled
+def add_second_sum(
+    total: NDArray[np.uint32],
+    weight: NDArray[np.uint16],
+    old: Pixels,
+    out: Pixels,
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+    solo_weights: NDArray[np.uint8],
+    solo_row0: int,
+    solo_row1: int,
+    solo_col0: int,
+    solo_col1: int,
+    solo_drow: int,
+    solo_dcol: int,
+) -> None:
+    """Blend a second frame into a tile of which one frame's own pixels are there, and make the sums of both.
+
+    As :func:`add_sum` after filling Σ w·v and Σ w from the tile and the first frame's weights, but row by row while
+    they are in the cache. `total` and `weight` need not be initialized.
+    """
+    copy_around(old, out, row0, row1, col0, col1)
+    size = _index(old.shape[0])
+    n, left, frame_left = _index(col1 - col0), _index(col0), _index(col0 + dcol)
+    n_solo, solo_left, solo_frame_left = _index(solo_col1 - solo_col0), _index(solo_col0), _index(solo_col0 + solo_dcol)
+    both_left = max(col0, solo_col0)
+    n_both, both_left = _index(max(0, min(col1, solo_col1) - both_left)), _index(both_left)
+    for r in range(old.shape[0]):
+        row, is_solo, is_new = _index(r), solo_row0 <= r < solo_row1, row0 <= r < row1
+        for i in range(size):
+            total[row, i] = 0
+            weight[row, i] = 0
+        if is_solo:
+            frame_row = _index(r + solo_drow)
+            for i in range(n_solo):
+                k = _u32(solo_weights[frame_row, solo_frame_left + i])
+                total[row, solo_left + i] = _u32(_u32(old[row, solo_left + i]) * k)
+                weight[row, solo_left + i] = _u16(k)
+        if is_new:
+            frame_row = _index(r + drow)
+            for i in range(n):
+                v, k = frame[frame_row, frame_left + i], _u32(weights[frame_row, frame_left + i])
+                total[row, left + i] = _u32(total[row, left + i] + _u32(_u32(v) * k))
+                weight[row, left + i] = _u16(_u32(weight[row, left + i]) + k)
+                out[row, left + i] = v
+        if is_solo and is_new:
+            for i in range(n_both):
+                out[row, both_left + i] = _quotient(total[row, both_left + i], weight[row, both_left + i])
 
 
 @_compiled
@@ -91,19 +204,17 @@ def add_sum(
 
     Around the window `out` becomes a copy of `old`; they may be one array.
     """
-    n = col1 - col0
     copy_around(old, out, row0, row1, col0, col1)
-    for row in range(row0, row1):
-        s, w, rendered = total[row, col0:col1], weight[row, col0:col1], out[row, col0:col1]
-        v = frame[row + drow, col0 + dcol : col1 + dcol]
-        k = weights[row + drow, col0 + dcol : col1 + dcol]
+    n, left, frame_left = _index(col1 - col0), _index(col0), _index(col0 + dcol)
+    for r in range(row0, row1):
+        row, frame_row = _index(r), _index(r + drow)
         for i in range(n):
-            s_new = _u32(s[i] + _u32(_u32(v[i]) * _u32(k[i])))
-            w_new = _u32(_u32(w[i]) + _u32(k[i]))
-            s[i] = s_new
-            w[i] = _u16(w_new)
-            # Below 2**32, so the float64 division is exact; via int32, which every processor converts to quickly.
-            rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
+            k = _u32(weights[frame_row, frame_left + i])
+            wv = _u32(_u32(frame[frame_row, frame_left + i]) * k)
+            total[row, left + i] = _u32(total[row, left + i] + wv)
+            weight[row, left + i] = _u16(_u32(weight[row, left + i]) + k)
+        for i in range(n):
+            out[row, left + i] = _quotient(total[row, left + i], weight[row, left + i])
 
 
 @_compiled

@@ -544,7 +544,8 @@ class Journal:
     def sync(self) -> int:
         """Make durable whatever was written when this was called, in whatever segment; return the lsn up to there.
 
-        May be called from any thread, also while another appends. Calls wait for each other.
+        May be called from any thread, also while another appends. Calls wait for each other. One that comes when the
+        journal has just been closed finds everything durable.
 
         Raises
         ------
@@ -553,6 +554,8 @@ class Journal:
             this object.
         """
         with self._sync_lock:
+            if self._closed and not self._broken and not self.readonly:
+                return self._synced
             self._check_writable()
             end = self._sync_written()
             due = end.n_records - self._listed.n_records >= _BLOCK_DUE_RECORDS

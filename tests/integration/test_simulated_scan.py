@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,24 +80,37 @@ def test_every_way_to_make_it_again_gives_the_same_tiles(start_daemon: StartDaem
     assert_same(stored_mosaic(folder), live)
     assert "clean" in tilecast("fsck", run, store=tmp_path / "runs")
 
+    # A budget of a megabyte forgets all it can between two frames.
     starved = start_daemon("replays", **{"blend.tile_size": "64", "blend.budget_bytes": str(1 << 20)})
-    for nastiness in ([], ["--duplicate", "0.3", "--seed", "1"], ["--reorder", "7", "--seed", "2"]):
-        said = tilecast(
-            "replay",
-            run,
-            "--speed",
-            "max",
-            "--to",
-            starved.endpoints["ingest.ack"],
-            *nastiness,
-            store=tmp_path / "runs",
-        )
+    at_full_speed = ["--speed", "max"]
+    for how in (
+        ["--speed", "1"],
+        at_full_speed,
+        [*at_full_speed, "--duplicate", "0.3", "--seed", "1"],
+        [*at_full_speed, "--reorder", "7", "--seed", "2"],
+    ):
+        said = tilecast("replay", run, *how, "--to", starved.endpoints["ingest.ack"], store=tmp_path / "runs")
         again = said.split(" as ")[1][:36]
         starved.wait_logged("run report", run=again)
     starved.stop()
     for again in [path for path in (tmp_path / "replays").iterdir() if path.is_dir()]:
         assert corners(again) == placements
         assert_same(stored_mosaic(again), live)
+
+
+def test_float_frames_and_newest_follow_the_journal(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    scope = replace(SCOPE, dtype="<f4", grid=(3, 4))
+    daemon = start_daemon(**{"blend.tile_size": "64", "blend.budget_bytes": str(1 << 20)})
+    for mode in ("feather", "newest"):
+        run = scan(daemon, scope, joined=True, blend=mode)
+        said = tilecast(
+            "replay", run, "--speed", "max", "--to", daemon.endpoints["ingest.ack"], store=tmp_path / "runs"
+        )
+        again = said.split(" as ")[1][:36]
+        daemon.wait_logged("run report", run=again)
+        one, other = tmp_path / "runs" / run, tmp_path / "runs" / again
+        assert_same(stored_mosaic(one), reference_mosaic(one, journalled_frames(one)))
+        assert_same(stored_mosaic(other), stored_mosaic(one))
 
 
 def corners(folder: Path) -> dict[int, tuple[int, int]]:

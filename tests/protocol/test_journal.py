@@ -289,8 +289,7 @@ def test_a_closed_journal_can_be_read_but_not_written(folder: Path) -> None:
     assert journal.image(0).frame == 0
     with pytest.raises(JournalError, match="has been closed"):
         add_image(journal, 1)
-    with pytest.raises(JournalError, match="has been closed"):
-        journal.sync()
+    assert journal.sync() == journal.written_lsn, "a thread that syncs may be late; there is nothing left to do"
 
 
 def test_asking_for_an_image_that_is_not_there(folder: Path) -> None:

@@ -43,10 +43,22 @@ class QueueFill:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Picture:
-    """What the mosaic looks like, small: pixels, and which of them are covered; both (rows, columns)."""
+    """What the mosaic looks like, small.
+
+    Attributes
+    ----------
+    pixels, coverage : ndarray, (rows, columns)
+        Of some level.
+    rect : Rect
+        What they show, in level-0 pixels.
+    extent : Rect
+        All that there will be to show, in level-0 pixels.
+    """
 
     pixels: NDArray[Any]
     coverage: NDArray[np.bool_]
+    rect: Rect
+    extent: Rect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +133,7 @@ class RunWatch:
     frame_nbytes : int
         Size of a frame's pixels.
     extent : Rect, optional
-        The part of the stage that the picture shows, in level-0 pixels; without it there is no picture.
+        Where the scan will go, in level-0 pixels, for the picture; without it there is none.
     """
 
     def __init__(
@@ -184,20 +196,20 @@ class RunWatch:
             if error.code != "unknown-run":
                 raise
             return  # it has not begun
-        row0, col0, row1, col1 = info["bbox"]
+        bbox = Rect(*info["bbox"])
         self._status = replace(
             self._status,
             n_placed=info["frames"],
-            size_px=(col1 - col0, row1 - row0),
+            size_px=(bbox.width, bbox.height),
             px_um=tuple(info["px_um"]),
             levels=info["levels"],
             run_bytes=info["bytes"],
             losses="" if report is None else describe_losses(report),
             **self._rates(now_s, info["frames"]),
         )
-        if self._extent is not None and info["levels"] and now_s >= self._picture_due_s:
+        if self._extent is not None and not bbox.empty and now_s >= self._picture_due_s:
             self._picture_due_s = now_s + _PICTURE_EVERY_S
-            self._status = replace(self._status, picture=self._look(self._extent, info["levels"]))
+            self._status = replace(self._status, picture=self._look(bbox, self._extent, info["levels"]))
 
     def _rates(self, now_s: float, n_placed: int) -> dict[str, float]:
         """Over the last seconds, not over the whole run: a scan that stands still shows."""
@@ -208,13 +220,13 @@ class RunWatch:
         per_s = (n_placed - before) / (now_s - since_s) if now_s > since_s else 0.0
         return {"frames_per_s": per_s, "bytes_per_s": per_s * self._frame_nbytes}
 
-    def _look(self, extent: Rect, levels: int) -> Picture:
-        """The whole extent, at the finest level at which it is small, or the coarsest there is."""
-        level = next(
-            (n for n in range(levels) if max(extent.height, extent.width) >> n <= _PICTURE_PX), levels - 1
-        )
-        seen = self._client.region(self._run, level, rect_at_level(extent, level))
-        return Picture(pixels=seen.pixels, coverage=seen.coverage)
+    def _look(self, bbox: Rect, extent: Rect, levels: int) -> Picture:
+        """What is covered so far, at the finest level at which it is small, or the coarsest there is."""
+        level = next((n for n in range(levels) if max(bbox.height, bbox.width) >> n <= _PICTURE_PX), levels - 1)
+        at_level = rect_at_level(bbox, level)
+        seen = self._client.region(self._run, level, at_level)
+        rect = Rect(*(edge << level for edge in at_level))
+        return Picture(pixels=seen.pixels, coverage=seen.coverage, rect=rect, extent=extent.union(rect))
 
     def close(self) -> None:
         """Close the sockets."""
