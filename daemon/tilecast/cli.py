@@ -20,7 +20,9 @@ from tilecast.commands.common import Invocation, add_common_options, report_erro
 from tilecast_protocol.errors import TilecastError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("tilecast.commands.demo", "See it at work: a simulated microscope, and its mosaic growing."),
     "run": ("tilecast.commands.run", "Run the daemon: take in frames, build mosaics, tell viewers."),
+    "send": ("tilecast.commands.send", "Send a scan from disk to a running daemon."),
     "record": ("tilecast.commands.record", "Keep a stream that others publish, without a mosaic."),
     "replay": ("tilecast.commands.replay", "Play a recorded run into a running daemon."),
     "rebuild": ("tilecast.commands.rebuild", "Make the mosaic of a run anew from its frames."),

@@ -148,8 +148,7 @@ def add_second_sum(
     size = _index(old.shape[0])
     n, left, frame_left = _index(col1 - col0), _index(col0), _index(col0 + dcol)
     n_solo, solo_left, solo_frame_left = _index(solo_col1 - solo_col0), _index(solo_col0), _index(solo_col0 + solo_dcol)
-    both_left = max(col0, solo_col0)
-    n_both, both_left = _index(max(0, min(col1, solo_col1) - both_left)), _index(both_left)
+    n_both, both_left = _index(max(0, min(col1, solo_col1) - max(col0, solo_col0))), _index(max(col0, solo_col0))
     for r in range(old.shape[0]):
         row, is_solo, is_new = _index(r), solo_row0 <= r < solo_row1, row0 <= r < row1
         for i in range(size):
@@ -171,105 +170,6 @@ def add_second_sum(
         if is_solo and is_new:
             for i in range(n_both):
                 out[row, both_left + i] = _quotient(total[row, both_left + i], weight[row, both_left + i])
-
-
-@_compiled
-def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1: int) -> None:
-    """Copy a tile except for a window, which the caller is about to write."""
-    size = old.shape[0]
-    for row in range(size):
-        inside = row0 <= row < row1
-        for col in range(col0 if inside else size):
-            out[row, col] = old[row, col]
-        for col in range(col1 if inside else size, size):
-            out[row, col] = old[row, col]
-
-
-@_compiled
-def add_sum(
-    total: NDArray[np.uint32],
-    weight: NDArray[np.uint16],
-    old: Pixels,
-    out: Pixels,
-    frame: Pixels,
-    weights: NDArray[np.uint8],
-    row0: int,
-    row1: int,
-    col0: int,
-    col1: int,
-    drow: int,
-    dcol: int,
-) -> None:
-    """Blend a window of an integer frame and render it: v = (S + W div 2) div W, exactly; at most 257 visits.
-
-    Around the window `out` becomes a copy of `old`; they may be one array.
-    """
-    copy_around(old, out, row0, row1, col0, col1)
-    n, left, frame_left = _index(col1 - col0), _index(col0), _index(col0 + dcol)
-    for r in range(row0, row1):
-        row, frame_row = _index(r), _index(r + drow)
-        for i in range(n):
-            k = _u32(weights[frame_row, frame_left + i])
-            wv = _u32(_u32(frame[frame_row, frame_left + i]) * k)
-            total[row, left + i] = _u32(total[row, left + i] + wv)
-            weight[row, left + i] = _u16(_u32(weight[row, left + i]) + k)
-        for i in range(n):
-            out[row, left + i] = _quotient(total[row, left + i], weight[row, left + i])
-
-
-@_compiled
-def add_second_sum(
-    total: NDArray[np.uint32],
-    weight: NDArray[np.uint16],
-    old: Pixels,
-    out: Pixels,
-    frame: Pixels,
-    weights: NDArray[np.uint8],
-    row0: int,
-    row1: int,
-    col0: int,
-    col1: int,
-    drow: int,
-    dcol: int,
-    solo_weights: NDArray[np.uint8],
-    solo_row0: int,
-    solo_row1: int,
-    solo_col0: int,
-    solo_col1: int,
-    solo_drow: int,
-    solo_dcol: int,
-) -> None:
-    """Blend a second frame into a tile of which one frame's own pixels are there, and make the sums of both.
-
-    As :func:`add_sum` after filling Σ w·v and Σ w from the tile and the first frame's weights, but row by row while
-    they are in the cache. `total` and `weight` need not be initialized.
-    """
-    size = old.shape[0]
-    n = col1 - col0
-    n_solo = solo_col1 - solo_col0
-    copy_around(old, out, row0, row1, col0, col1)
-    for row in range(size):
-        for col in range(size):
-            total[row, col] = 0
-            weight[row, col] = 0
-        if solo_row0 <= row < solo_row1:
-            s, w = total[row, solo_col0:solo_col1], weight[row, solo_col0:solo_col1]
-            v = old[row, solo_col0:solo_col1]
-            k = solo_weights[row + solo_drow, solo_col0 + solo_dcol : solo_col1 + solo_dcol]
-            for i in range(n_solo):
-                s[i] = _u32(_u32(v[i]) * _u32(k[i]))
-                w[i] = _u16(k[i])
-        if row < row0 or row >= row1:
-            continue
-        s, w, rendered = total[row, col0:col1], weight[row, col0:col1], out[row, col0:col1]
-        new = frame[row + drow, col0 + dcol : col1 + dcol]
-        k = weights[row + drow, col0 + dcol : col1 + dcol]
-        for i in range(n):
-            s_new = _u32(s[i] + _u32(_u32(new[i]) * _u32(k[i])))
-            w_new = _u32(_u32(w[i]) + _u32(k[i]))
-            s[i] = s_new
-            w[i] = _u16(w_new)
-            rendered[i] = np.int32(_f64(_u32(s_new + _u32(w_new >> _u32(1)))) / _f64(w_new))
 
 
 @_compiled

@@ -66,6 +66,8 @@ class Replayed:
         Messages sent, doubles not counted.
     dropped, duplicated : list of int
         Frames left out, and frames sent twice.
+    damaged : list of int
+        Frames that could not be read, because the journal is damaged there.
     """
 
     run: str
@@ -73,6 +75,7 @@ class Replayed:
     n_stage: int
     dropped: list[int]
     duplicated: list[int]
+    damaged: list[int]
 
 
 def replay(
@@ -108,15 +111,17 @@ def replay(
     """
     nasty = Nastiness() if nastiness is None else nastiness
     chance = random.Random(nasty.seed)
-    result = Replayed(new_run(), 0, 0, [], [])
-    began_s, first_ns = time.monotonic(), None
-    for record in _reordered(journal.records(), nasty.reorder, chance):
+    result = Replayed(new_run(), 0, 0, [], [], [])
+    began_s, first_ns, started = time.monotonic(), None, False
+    records = journal.records(on_damage=lambda damage: result.damaged.extend(damage.frames))
+    for record in _reordered(records, nasty.reorder, chance):
         if first_ns is None:
             first_ns = record.t_recv_ns
         message = _renewed(record, result.run)
         if isinstance(message, Start):
-            if result.n_images or result.n_stage or message.replay_of is not None:
-                continue  # a start that was repeated
+            if started:
+                continue  # it brought a calibration, which the first one has by now
+            started = True
             message = _self_contained(replace(message, replay_of=journal.run), mode, calibration or {})
         if speed is not None:
             _wait_until(began_s + (record.t_recv_ns - first_ns) / 1e9 / speed)

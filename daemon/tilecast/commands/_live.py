@@ -48,14 +48,14 @@ class LiveView:
     title : str
         The first line.
     hint : str
-        The last line, while it is going on.
+        The last line, while it is going on; may be changed.
     out : Console, optional
         Where to; standard output if not given.
     """
 
     def __init__(self, title: str, hint: str = "", *, out: Console | None = None) -> None:
         self._title = title
-        self._hint = hint
+        self.hint = hint
         self._console = out or console()
         self._live: Live | None = None
         self._line_due_s = 0.0
@@ -65,14 +65,14 @@ class LiveView:
         """Show this from now on."""
         self._status = status
         if self._live is not None:
-            self._live.update(Panel(self._title, self._hint, status), refresh=True)
+            self._live.update(Panel(self._title, self.hint, status), refresh=True)
         elif time.monotonic() >= self._line_due_s:
             self._line_due_s = time.monotonic() + _LINE_EVERY_S
             self._console.print(as_line(status), soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            panel = Panel(self._title, self._hint, self._status)
+            panel = Panel(self._title, self.hint, self._status)
             self._live = Live(panel, console=self._console, auto_refresh=False)
             self._live.start(refresh=True)
         else:

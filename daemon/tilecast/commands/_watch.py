@@ -91,7 +91,7 @@ class Status:
     notice : str
         What the daemon said of the run last, with the time; empty if nothing.
     ended : bool
-        Whether the run's report has been issued.
+        Whether the run's report has been written, after everything that came.
     picture : Picture or None
     """
 
@@ -170,8 +170,7 @@ class RunWatch:
 
     def _hear(self, notice: RunNotice) -> None:
         said = f"{time.strftime('%H:%M:%S')} {describe_notice(notice.kind, notice.detail)}"
-        ended = self._status.ended or notice.kind == "report"
-        self._status = replace(self._status, notice=said, ended=ended)
+        self._status = replace(self._status, notice=said)
 
     def _ask(self, n_unacknowledged: int) -> None:
         stats = self._client.stats()
@@ -204,6 +203,7 @@ class RunWatch:
             px_um=tuple(info["px_um"]),
             levels=info["levels"],
             run_bytes=info["bytes"],
+            ended=info["revision"] > 0,
             losses="" if report is None else describe_losses(report),
             **self._rates(now_s, info["frames"]),
         )

@@ -51,6 +51,8 @@ def describe_report(report: Mapping[str, Any]) -> str:
     from tilecast.ingest.live_run import UNPLACED_BECAUSE
 
     received, expected, planned = report["received"], report["expected"], report["planned"]
+    if not expected:
+        return "No frame was sent."
     stopped = planned is not None and expected < planned
     frames = f"{expected} frame{'' if expected == 1 else 's'}"
     if not report["n_missing"]:

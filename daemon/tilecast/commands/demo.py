@@ -8,19 +8,14 @@ an acquisition should stop: the scan, then its publishers, then the daemon.
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import re
-import shlex
 import shutil
 import signal
 import socket
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +23,14 @@ import click
 
 from tilecast.commands.common import Invocation, format_bytes, tilecast_command
 from tilecast.errors import StoreError
-from tilecast_protocol.errors import DisconnectedError, TilecastError
+from tilecast_protocol.errors import DisconnectedError
 
 if TYPE_CHECKING:
-    from tilecast.commands._watch import RunWatch, Status
     from tilecast.process import DaemonProcess
     from tilecast.service.config import Config
     from tilecast.simulate import Microscope
-    from tilecast_protocol.publisher import Publisher
 
 _POLL_S = 0.25
-_FINISH_S = 120.0
 _SOCKETS = ("ingest.ack", "ingest.pull", "notify", "query")
 _RUNS_NAME = "runs"
 _PICTURE_NAME = "overview.png"
@@ -109,24 +101,34 @@ def command(
       tilecast demo
       tilecast demo --grid 4x6 --fps 20 --out /tmp/demo
     """
+    from tilecast.commands._words import describe_report
+    from tilecast.process import DaemonProcess
     from tilecast.service.logging import configure
     from tilecast.simulate import Microscope
 
     config = invocation.config
+    # The stage is read out often enough that each exposure lies between two readings of a stage that stands still.
     scope = Microscope(
-        shape=shape,
-        grid=_grid_of(frames) if frames else grid,
-        seed=seed,
-        # Read out often enough that each exposure lies between two readings of a stage that stands still.
-        stage_hz=max(50.0, 10 * fps),
-        clock_jitter_ms=0.0,
+        shape=shape, grid=_grid_of(frames) if frames else grid, seed=seed, stage_hz=max(50.0, 10 * fps)
     )
-    folder = _prepare_folder(out, scope)
-    store = config.store.path if config.provenance["store.path"] != "default" else folder / _RUNS_NAME
+    own_store = config.provenance["store.path"] == "default"
+    store = out / _RUNS_NAME if own_store else config.store.path
+    _prepare_folder(out, scope)
     configure("warning", config.log.format)
     _warm_up()
-    demo = _Demo(scope, fps, folder, store, invocation)
-    demo.run()
+    endpoints = _choose_endpoints(config)
+    log_file = out / _LOG_NAME
+    log_file.unlink(missing_ok=True)
+    arguments = [] if invocation.config_file is None else ["--config", str(invocation.config_file)]
+    for override in invocation.overrides:
+        arguments += ["--set", override]
+    with DaemonProcess(store, settings=endpoints, log_file=log_file, arguments=arguments) as daemon:
+        run, report = _scan(daemon, config.instrument, scope, fps)
+        code = daemon.stop()
+    click.echo(describe_report(report))
+    if code:
+        raise DisconnectedError(f"the daemon did not end in good order; {log_file} says why")
+    _tell(store / run, out, own_store=own_store, has_mosaic=report["placed"] > 0)
 
 
 def _grid_of(n_frames: int) -> tuple[int, int]:
@@ -135,7 +137,7 @@ def _grid_of(n_frames: int) -> tuple[int, int]:
     return rows, math.ceil(n_frames / rows)
 
 
-def _prepare_folder(out: Path, scope: Microscope) -> Path:
+def _prepare_folder(out: Path, scope: Microscope) -> None:
     """Make sure, before anything is started, that the scan can be written.
 
     Raises
@@ -158,7 +160,6 @@ def _prepare_folder(out: Path, scope: Microscope) -> Path:
             f"this scan needs about {format_bytes(needed)}, and the disk of {out} has {format_bytes(free)} free: "
             f"{elsewhere}, or make the scan smaller with --grid"
         )
-    return out
 
 
 def _warm_up() -> None:
@@ -171,7 +172,7 @@ def _warm_up() -> None:
         click.echo(f"Compiled in {seconds:.0f} s; the next start is quick.")
 
 
-def free_endpoints(config: Config) -> dict[str, str]:
+def _choose_endpoints(config: Config) -> dict[str, str]:
     """Where the demonstration's daemon listens: where it is configured to, unless that is only the default and taken.
 
     A port that somebody chose stays; if it is taken, the daemon says so.
@@ -180,6 +181,7 @@ def free_endpoints(config: Config) -> dict[str, str]:
     defaults = [name for name in _SOCKETS if config.provenance[name] == "default"]
     if all(_port_is_free(endpoints[name]) for name in defaults):
         return endpoints
+    click.echo("The usual ports are taken (by another tilecast?); this daemon takes others that are free.")
     return endpoints | dict.fromkeys(defaults, "tcp://127.0.0.1:*")
 
 
@@ -195,36 +197,137 @@ def _port_is_free(endpoint: str) -> bool:
     return True
 
 
-class _Demo:
-    """One demonstration, from the start of the daemon to the last word."""
+def _scan(
+    daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float
+) -> tuple[str, dict[str, Any]]:
+    """Scan, and show it, until everything is in the mosaic; gives the run and its report."""
+    from tilecast.commands._live import LiveView
+    from tilecast.commands._watch import RunWatch
+    from tilecast.geometry import extent_rect
+    from tilecast.simulate import run_scan
+    from tilecast_protocol.messages import new_run
+    from tilecast_protocol.publisher import Publisher
 
-    def __init__(self, scope: Microscope, fps: float, folder: Path, store: Path, invocation: Invocation) -> None:
-        from tilecast_protocol.messages import new_run
+    run, stop = new_run(), threading.Event()
+    endpoint = daemon.endpoints["ingest.ack"]
+    height, width = scope.shape
+    title = f"tilecast demo: a simulated microscope, {width} × {height} px, {fps:g} frames/s, talks to {endpoint}"
+    with (
+        RunWatch(
+            daemon.endpoints["notify"],
+            daemon.endpoints["query"],
+            run,
+            n_expected=scope.n_frames,
+            frame_nbytes=height * width * 2,
+            extent=extent_rect(scope.extent_um(), scope.camera_affine),
+        ) as watch,
+        Publisher(endpoint, instrument=instrument, stream="stage") as stage,
+        Publisher(endpoint, instrument=instrument, stream="camera") as camera,
+        LiveView(title, "Ctrl-C stops the scan in good order") as view,
+        _stopped_by_signals(stop),
+    ):
 
-        self._scope = scope
-        self._fps = fps
-        self._folder = folder
-        self._store = store
-        self._config = invocation.config
-        self._run = new_run()
-        self._log_file = folder / _LOG_NAME
-        self._arguments = [] if invocation.config_file is None else ["--config", str(invocation.config_file)]
-        for override in invocation.overrides:
-            self._arguments += ["--set", override]
-        self._store_is_ours = self._config.provenance["store.path"] == "default"
+        def scan() -> None:
+            run_scan(
+                camera,
+                stage,
+                scope,
+                fps=fps,
+                name="simulated scan",
+                pos_src="stage",
+                start_fields={"run": run, "stage_stream": "stage"},
+                stop=stop,
+            )
+            camera.flush()
+            stage.flush()
 
-    def run(self) -> None:
-        """Do all of it."""
-        from tilecast.process import DaemonProcess
+        job = _Job(scan)
+        status = None
+        while status is None or not (status.ended and job.done):
+            if stop.is_set():
+                view.hint = "stopping: what was sent is being finished; Ctrl-C once more breaks it off"
+            try:
+                status = watch.poll(_POLL_S, n_unacknowledged=camera.n_unsettled + stage.n_unsettled)
+                job.check()
+            except DisconnectedError:
+                if daemon.running:
+                    raise
+                raise DisconnectedError(_last_words(daemon)) from None
+            view.show(status)
+        return run, watch.report()
 
-        endpoints = free_endpoints(self._config)
-        if "tcp://127.0.0.1:*" in endpoints.values():
-            click.echo("The usual ports are taken (by another tilecast?); this one takes free ones.")
-        self._log_file.unlink(missing_ok=True)
-        settings = {**endpoints, "store.path": str(self._store)}
-        with DaemonProcess(
-            self._store, settings=settings, log_file=self._log_file, arguments=self._arguments
-        ) as daemon:
-            report = self._scan(daemon)
-        self._tell(report)
-    ...
+
+def _last_words(daemon: DaemonProcess) -> str:
+    """Why a daemon ended that should not have."""
+    said = [str(line.get("error", line["event"])) for line in daemon.log if line.get("level") in ("error", "critical")]
+    return f"the daemon has ended; it said: {'; '.join(said[-2:]) or 'nothing'}. What it had acknowledged is safe"
+
+
+class _Job:
+    """A function in a thread of its own; what it raises is raised where it is checked."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="tilecast-demo-microscope", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._function()
+        except Exception as error:  # noqa: BLE001 - the end of a thread: raised again in the one that waits for it
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        """Whether the function has returned or raised."""
+        return not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what the function raised."""
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C, and whatever else asks us to end, sets `stop`; the second time it breaks off."""
+
+    def handle(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _tell(folder: Path, out: Path, *, own_store: bool, has_mosaic: bool) -> None:
+    """Save the picture, and say where everything is and what can be done with it."""
+    from tilecast.commands._words import call_again
+    from tilecast.commands.export_png import save_png
+    from tilecast.store.folders import folder_nbytes
+    from tilecast.store.sqlite_reader import SqliteReader
+
+    click.echo(f"\nRun:      {folder} ({format_bytes(folder_nbytes(folder))})")
+    if has_mosaic:
+        with SqliteReader(folder) as reader:
+            picture = save_png(reader, out / _PICTURE_NAME)
+        click.echo(f"Picture:  {out / _PICTURE_NAME} ({picture.width} × {picture.height} px)")
+    click.echo(f"Log:      {out / _LOG_NAME}")
+    click.echo("\nTo look at it again:")
+    where = folder.parent if own_store else None
+    name = folder.name[:8]
+    for arguments in (
+        ("info", name),
+        ("export-png", name, "detail.png", "--level", "0", "--region=-600,-600,600,600"),
+        ("fsck", name),
+    ):
+        click.echo(f"  {call_again(*arguments, store_path=where)}")
+    if own_store:
+        click.echo(f"When you have seen enough, delete the folder {out}.")

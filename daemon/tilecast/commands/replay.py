@@ -79,6 +79,9 @@ def command(
                 on_message=step,
             )
     click.echo(f"replayed {folder.name} as {result.run}: {result.n_images} images, {result.n_stage} stage messages")
+    if result.damaged:
+        shown = ", ".join(map(str, result.damaged))
+        click.secho(f"the recording is damaged; frames {shown} could not be read", fg="yellow")
     if result.dropped:
         click.echo(f"left out frames {', '.join(map(str, result.dropped))}")
     if result.duplicated:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference.slow_joiner import Exposure, Sample, SlowJoiner
 
 from tilecast.geometry import PlaneKey, place_centre
 from tilecast.ingest import joining
@@ -322,33 +323,6 @@ def test_the_bound_holds_for_a_stage_that_starts_and_stops(seed: int) -> None:
     assert 0 < worst <= joiner.brackets.max_bound_um <= 100
 
 
-def slow_joins(
-    calls: list[tuple[str, int, int, bool | None]], max_gap_ns: int, allow_moving: bool
-) -> list[tuple[int, int, float]]:
-    """(number of the call, frame, x) of every placement: all that is known is looked through after each call."""
-    samples: list[tuple[int, int, bool | None]] = []
-    waiting: list[tuple[int, int, bool | None]] = []
-    placed = []
-    for number, (kind, t, value, moving) in enumerate(calls):
-        if kind == "stage":
-            if all(t != sample[0] for sample in samples):
-                samples.append((t, value, moving))
-        else:
-            waiting.append((value, t, moving))
-        for item in waiting.copy():
-            frame, t_mid, said = item
-            before = max((s for s in samples if s[0] <= t_mid), default=None, key=lambda s: s[0])
-            after = min((s for s in samples if s[0] >= t_mid), default=None, key=lambda s: s[0])
-            if before is None or after is None or after[0] - before[0] > max_gap_ns:
-                continue
-            if (bool(before[2] or after[2]) if said is None else said) and not allow_moving:
-                continue
-            share = (t_mid - before[0]) / (after[0] - before[0]) if after[0] > before[0] else 0.0
-            placed.append((number, frame, before[1] + share * (after[1] - before[1])))
-            waiting.remove(item)
-    return placed
-
-
 @given(
     st.lists(
         st.tuples(
@@ -362,25 +336,21 @@ def slow_joins(
 def test_it_joins_as_a_slow_and_obvious_joiner_does(
     drawn: list[tuple[str, int, int, bool | None]], max_gap: int, allow_moving: bool
 ) -> None:
-    calls = [
-        (kind, t, number if kind == "image" else value, moving) for number, (kind, t, value, moving) in enumerate(drawn)
-    ]
-    joiner = Joiner(max_gap / 1e6, allow_moving)
-    placed = []
-    for number, (kind, t, value, moving) in enumerate(calls):
+    joiner, slow = Joiner(max_gap / 1e6, allow_moving), SlowJoiner(max_gap, allow_moving)
+    placed: dict[int, tuple[float, float]] = {}
+    for number, (kind, t, value, moving) in enumerate(drawn):
         if kind == "stage":
             found = joiner.add_stage(t, (value, 2 * value), moving)
+            slow.add(Sample(t, value, 2 * value, moving))
         else:
-            one = joiner.add_image(Unjoined(value, value, t, moving=moving))
+            one = joiner.add_image(Unjoined(number, number, t, moving=moving))
             found = [one] if one is not None else []
-        for joined in found:
-            assert joined.pos_um[1] == pytest.approx(2 * joined.pos_um[0])
-            placed.append((number, joined.image.frame, joined.pos_um[0]))
-    expected = slow_joins(calls, max_gap, allow_moving)
-    assert sorted(placed) == [(n, frame, pytest.approx(x)) for n, frame, x in sorted(expected)]
-    frames = {number for number, call in enumerate(calls) if call[0] == "image"}
+            slow.add(Exposure(number, t, moving))
+        placed |= {joined.image.frame: joined.pos_um for joined in found}
+        assert placed == {frame: pytest.approx(position) for frame, position in slow.placed.items()}
+    frames = {number for number, call in enumerate(drawn) if call[0] == "image"}
     left = [n for ranges in joiner.unplaced().values() for first, last in ranges for n in range(first, last + 1)]
-    assert sorted(left) == sorted(frames - {frame for _, frame, _ in placed})
+    assert sorted(left) == sorted(frames - set(placed))
     assert joiner.brackets.n == len(placed)
     assert joiner.n_waiting_for_later == sum(
         last - first + 1 for first, last in joiner.unplaced().get(joining.NO_LATER, [])
