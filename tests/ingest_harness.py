@@ -1,13 +1,13 @@
 """An ingest thread without sockets, files or clocks, for tests of the machine that decides.
 
-`Thread` does by hand what the real one does around `IngestMachine`: journals what is accepted (in lists), carries out the
-effects, keeps beside the journal what the journal cannot tell, and can be killed and started again at any moment. `Camera`
-and `StageSource` number their messages as a publisher does.
+`Thread` does by hand what the real one does around `IngestMachine`: journals what is accepted (in lists), carries out
+the effects, keeps beside the journal what the journal cannot tell, and can be killed and started again at any moment.
+`Camera` and `StageSource` number their messages as a publisher does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from tilecast.ingest.settings import IngestSettings
 from tilecast.ingest.verdicts import (
     Accept,
     Effect,
+    Hold,
     IngestPath,
     Input,
     NeedsRun,
@@ -131,20 +132,27 @@ class Thread:
         self.notices: list[Notice] = []
         self.phases: list[tuple[str, RunPhase]] = []
         self.unloaded: list[str] = []
+        self._held: list[tuple[Input, bool]] = []
         self.now_ns = T0
         self.machine = IngestMachine(self.settings, self.records.get)
 
-    def send(self, message: Input, path: IngestPath = ACK, *, bad: Callable[[Image], bool] = lambda _: False) -> Verdict:
-        """One message; `bad` says of an image whether its payload fails its checks."""
+    def send(self, message: Input, path: IngestPath = ACK, *, damaged: bool = False) -> Verdict:
+        """One message, with a payload that fails its checks if it is damaged."""
         verdict = self.machine.screen(message, path, self.now_ns)
         if isinstance(verdict, NeedsRun):
             self._load(verdict.run)
             verdict = self.machine.screen(message, path, self.now_ns)
-        if not isinstance(verdict, Accept):
-            return verdict
-        if isinstance(message, Image) and bad(message):
-            self.machine.refused(verdict, "bad-payload", "its checksum is wrong")
-            return verdict
+        match verdict:
+            case Accept() if damaged:
+                self.machine.refused(verdict, "bad-payload", "its checksum is wrong")
+            case Accept():
+                self._accept(verdict)
+            case Hold():
+                self._held.append((message, damaged))
+        self.keep()
+        return verdict
+
+    def _accept(self, verdict: Accept) -> None:
         if verdict.opens is not None:
             self.journals[verdict.opens.run] = []
             self.records[verdict.opens.run] = verdict.opens
@@ -152,10 +160,8 @@ class Thread:
         for target in verdict.targets:
             for stage in target.prelude:
                 self._append(target.run, stage)
-            index = self._append(target.run, message)
-        self._do(self.machine.accepted(verdict, index), bad)
-        self.keep()
-        return verdict
+            index = self._append(target.run, verdict.message)
+        self._do(self.machine.accepted(verdict, index))
 
     def tick(self, after_ms: float = 0.0) -> None:
         """Let time pass."""
@@ -213,7 +219,7 @@ class Thread:
         placed = RangeSet(self.placed.get(run, {}))
         self._do(list(self.machine.recover(self.records[run], self.journals[run], placed, self.now_ns)))
 
-    def _do(self, effects: Sequence[Effect], bad: Callable[[Image], bool] = lambda _: False) -> None:
+    def _do(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Place(run, placement):
@@ -229,7 +235,8 @@ class Thread:
                     self.notices.append(effect)
                 case Release(messages):
                     for message, path in messages:
-                        self.send(message, path, bad=bad)
+                        at = next(n for n, (held, _) in enumerate(self._held) if held is message)
+                        self.send(message, path, damaged=self._held.pop(at)[1])
                 case Reload(run):
                     self.keep()
                     self.machine.forget(run)

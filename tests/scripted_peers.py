@@ -317,6 +317,7 @@ class ScriptedQueries(Peer):
         self.answers = answers
         self.asked: list[dict[str, Any]] = []
         self.silent = False
+        self.before: list[list[bytes]] = []  # answers that nobody asked for, sent before the next one
 
     def _take(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
         connection, request = frames
@@ -329,6 +330,9 @@ class ScriptedQueries(Peer):
             reply = make_reply(query["id"], payload, **values)
         except QueryError as error:
             reply = make_error(query["id"], error)
+        for stray in self.before:
+            socket.send_multipart([connection, *stray])
+        self.before.clear()
         socket.send_multipart([connection, *reply])
 
 

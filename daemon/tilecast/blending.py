@@ -172,13 +172,13 @@ class Blender(ABC):
     state_bytes: int = 0
     ordered: bool = False
 
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+
     @property
     def needs_state(self) -> bool:
         """Whether a tile that two or more frames cover needs a state beside its pixels."""
         return self.state_bytes > 0
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
 
     @property
     def nbytes(self) -> int:

@@ -5,11 +5,8 @@ say what they mean. Three rules make them exact and the same on every machine:
 
 * no ``fastmath``: a reciprocal instead of a division misrounds about one product in twenty;
 * integers are cast at every step, because numba widens ``uint32 + uint32`` to 64 bits, which halves the speed;
-* a quotient of integers is taken as the floor of a float64 division only where that is exact (below), and is put right
-  with integers where it might not be.
-
-Why the float64 division is exact: for integers 0 ≤ a < 2**53 and b > 0 the true quotient, if it is not whole, lies at
-least 1/b below the next integer, and the division errs by at most a/b · 2**-53 < 1/b; so it never reaches that integer.
+* a quotient of integers is taken in floating point, where it may come out one too large or too small, and then put
+  right by its remainder, in integers.
 
 Arrays are C-contiguous. Tiles and states are written in place and belong to the caller; frames come as read-only views
 (:func:`read_only`), so that each kernel is compiled once, whoever owns the frame. A *window* (row0, row1, col0, col1)
@@ -78,8 +75,8 @@ def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1:
 def _quotient(total: np.uint32, weight: np.uint16) -> np.uint32:
     """(S + W div 2) div W, of a pixel whose W is not 0."""
     numerator, divisor = _u32(total + _u32(weight >> _u16(1))), _u32(weight)
-    # The quotient is below 2**16 and float32 errs by less than 2**-22 of it, so its floor errs by 1 at the most, which
-    # the remainder shows: it is then negative, or not below the divisor. Twice as fast as a float64 division.
+    # The quotient is a pixel value, below 2**16, and float32 errs by less than 2**-22 of it: so the floor errs by 1 at
+    # the most, and then the remainder is negative, or not below the divisor. Faster than an exact float64 division.
     quotient = np.int32(np.float32(numerator) / np.float32(divisor))
     remainder = np.int32(_u32(numerator - _u32(_u32(quotient) * divisor)))
     return _u32(quotient + np.int32(remainder >= np.int32(divisor)) - np.int32(remainder < 0))
@@ -199,7 +196,7 @@ def add_wide_sum(
             w_new = w[i] + _u64(k[i])
             s[i] = s_new
             w[i] = w_new
-            # The quotient is a pixel value, so it errs by less than 1 however large S is; the remainder puts it right.
+            # As in `_quotient`; float64, because the sums are wider than a float32 can tell apart.
             numerator, divisor = _i64(s_new + (w_new >> _u64(1))), _i64(w_new)
             quotient = _i64(_f64(numerator) / _f64(divisor))
             remainder = numerator - quotient * divisor

@@ -25,10 +25,11 @@ How memory stays bounded
 ------------------------
 What a tile or a loaded frame holds is counted in bytes, and when the budget is passed the least recently used is
 dropped: first tiles without a state, which are one read away, and only when few of them are left the states and loaded
-frames, which cost the decoding of whole frames to have again. Two things cannot be dropped and are the caller's to bound: tiles whose newest version is not committed yet
-(:attr:`PyramidStats.pinned_bytes`; flush and commit more often), and what one call works on (the frame, and the states
-of as many of its tiles as fit a quarter of the budget, at least one). Nothing that is kept, and nothing that one frame
-costs, grows with the number of frames or tiles of the run; only boxes of planes are kept, one for each plane.
+frames, which cost the decoding of whole frames to have again. Two things cannot be dropped and are the caller's to
+bound: tiles whose newest version is not committed yet (:attr:`PyramidStats.pinned_bytes`; flush and commit more often),
+and what one call works on (the frame, and the states of as many of its tiles as fit a quarter of the budget, at least
+one). Nothing that is kept, and nothing that one frame costs, grows with the number of frames or tiles of the run; only
+boxes of planes are kept, one for each plane.
 
 >>> from tilecast.geometry import PlaneKey, Placement
 >>> from tilecast.testing.memory_sources import MemorySources

@@ -70,6 +70,7 @@ class ByteQueue(Generic[T]):
         self._high_water_bytes = 0
         self._n_put = 0
         self._waited_s = 0.0
+        self._woken = False
         self._closed = False
 
     def put(self, item: T, nbytes: int = 0, *, timeout_s: float | None = None) -> bool:
@@ -89,10 +90,11 @@ class ByteQueue(Generic[T]):
             return True
 
     def get(self, *, timeout_s: float | None = None) -> T | None:
-        """The oldest item; None if none came within `timeout_s`, or the queue is closed and empty."""
+        """The oldest item; None if none came within `timeout_s`, if `wake` was called, or if it is closed and empty."""
         with self._lock:
             if not self._items:
-                self._not_empty.wait_for(lambda: self._items or self._closed, timeout_s)
+                self._not_empty.wait_for(lambda: self._items or self._woken or self._closed, timeout_s)
+            self._woken = False
             if not self._items:
                 return None
             item, nbytes = self._items.popleft()
@@ -101,12 +103,16 @@ class ByteQueue(Generic[T]):
             return item
 
     def wake(self) -> None:
-        """Make one waiting `get` return, so that its thread looks at what else has changed."""
+        """Make `get` return, the one that waits or else the next, so that its thread looks at what else has changed."""
         with self._lock:
+            self._woken = True
             self._not_empty.notify_all()
 
     def close(self) -> None:
-        """Refuse more items; what waits can still be taken."""
+        """Refuse more items; what waits can still be taken.
+
+        Whoever takes items closes the queue when it dies, or those who put them in would wait for ever.
+        """
         with self._lock:
             self._closed = True
             self._not_empty.notify_all()

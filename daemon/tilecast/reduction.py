@@ -10,13 +10,12 @@ everywhere and takes a plain kernel.
 Works on one child at a time, since that is what changes: :func:`reduce_into` rewrites one quadrant of the parent and
 leaves the other three alone. It does not know which child that is in the mosaic, nor where tiles are kept.
 
->>> parent = np.zeros((4, 4), np.uint16)
->>> mask = np.zeros((4, 4), np.bool_)
->>> child = np.array([[1, 2, 9, 9], [2, 2, 9, 9], [0, 3, 5, 5], [0, 0, 5, 6]], np.uint16)
->>> child_mask = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]], np.bool_)
->>> mask = reduce_into(child, child_mask, parent, mask, 0, 1)
->>> parent[:2, 2:].tolist(), mask[:2].tolist()
-([[2, 9], [3, 5]], [[False, False, True, True], [False, False, True, True]])
+>>> child, mask = np.zeros((8, 8), np.uint16), np.zeros((8, 8), np.bool_)
+>>> child[:2, :4], mask[:2, :4] = [[1, 2, 0, 3], [2, 1, 0, 0]], [[1, 1, 0, 1], [1, 1, 0, 0]]
+>>> parent, parent_mask = np.zeros((8, 8), np.uint16), np.zeros((8, 8), np.bool_)
+>>> parent_mask = reduce_into(child, mask, parent, parent_mask, 0, 1)
+>>> parent[0].tolist(), parent_mask[0].astype(int).tolist()
+([0, 0, 0, 0, 2, 3, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0])
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def reduce_into(
     Parameters
     ----------
     child : (T, T) array
-        Pixels of the child; T is even.
+        Pixels of the child; T is a multiple of 8, and uncovered pixels of integer tiles are 0.
     child_mask : (T, T) bool array or None
         Its covered pixels, None if all are; ignored for float images.
     parent : (T, T) array

@@ -752,7 +752,7 @@ def _pixels(reply: Reply, codec: str, shape: tuple[int, int], dtype: str) -> NDA
     expected = shape[0] * shape[1] * np.dtype(dtype).itemsize
     if len(part) != expected:
         raise MalformedError(f"{shape[0]} × {shape[1]} pixels of {dtype} have {expected} bytes; {len(part)} came")
-    return np.frombuffer(part, dtype).reshape(shape).copy()
+    return np.frombuffer(part, dtype).reshape(shape)  # the memory of the message, which is nobody else's
 
 
 def _coverage(reply: Reply, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 
 import numpy as np
 
@@ -23,16 +22,27 @@ from tilecast.reduction import reduce_into
 RING = 64
 
 
-def best(reduce: Callable[[int], object], rounds: int) -> float:
-    """Microseconds per tile, in the best of some rounds through the ring."""
-    reduce(0)
+def reduce_ring(dtype: str, tile_size: int, rounds: int, *, edges: bool) -> str:
+    """Reduce all tiles of a ring, some times over; the best round, in words."""
+    shape = tile_size, tile_size
+    rng = np.random.default_rng(0)
+    tiles = [rng.integers(0, 256, shape).astype(dtype) for _ in range(RING)]
+    parents = [np.zeros(shape, dtype) for _ in range(RING // 4)]
+    masks: list[np.ndarray | None] = [None] * RING
+    if edges:
+        for i, tile in enumerate(tiles):
+            mask = np.ones(shape, np.bool_)
+            mask[:, tile_size * 3 // 4 + 1 :] = False
+            tile[~mask] = 0
+            masks[i] = mask
+    parent_masks = [None if mask is None else mask.copy() for mask in masks[: RING // 4]]
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         for i in range(RING):
-            reduce(i)
+            reduce_into(tiles[i], masks[i], parents[i // 4], parent_masks[i // 4], i >> 1 & 1, i & 1)
         times.append((time.perf_counter() - start) / RING)
-    return min(times) * 1e6
+    return f"{min(times) * 1e6:6.1f} µs/tile, {tiles[0].nbytes / min(times) / 1e9:5.1f} GB/s"
 
 
 def main() -> None:
@@ -41,26 +51,15 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=256, help="edge of a tile, pixels")
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    shape = args.tile, args.tile
     for dtype in ("|u1", "<u2", "<f4"):
         for mode in ("feather", "nearest"):
             start = time.perf_counter()
             for _, compile_kernel in kernels_for(dtype, mode):
                 compile_kernel()
             print(f"{dtype} {mode}: kernels ready in {time.perf_counter() - start:.2f} s")
-        tiles = [rng.integers(0, 256, shape).astype(dtype) for _ in range(RING)]
-        parents = [np.zeros(shape, dtype) for _ in range(RING)]
-        masks = [np.ones(shape, np.bool_) for _ in range(RING)]
-        full = best(lambda i: reduce_into(tiles[i], None, parents[i // 4], None, i >> 1 & 1, i & 1), args.rounds)
-        line = f"{dtype} full  {full:6.1f} µs/tile, {tiles[0].nbytes / full / 1e3:5.1f} GB/s"
+        print(f"{dtype} full  {reduce_ring(dtype, args.tile, args.rounds, edges=False)}")
         if dtype != "<f4":
-            edge = best(
-                lambda i: reduce_into(tiles[i], masks[i], parents[i // 4], masks[-1 - i], i >> 1 & 1, i & 1),
-                args.rounds,
-            )
-            line += f"; edges {edge:6.1f} µs/tile, {tiles[0].nbytes / edge / 1e3:5.1f} GB/s"
-        print(line)
+            print(f"{dtype} edges {reduce_ring(dtype, args.tile, args.rounds, edges=True)}")
 
 
 if __name__ == "__main__":

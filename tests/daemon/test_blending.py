@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from reference import mosaic_reference
 from reference.live_mosaic import noise, placed
 from tilecast import kernels
-from tilecast.blending import BLEND_MODES, MAX_FRAME, Blender, State, feather_weights, make_blender, paste, window_of
+from tilecast.blending import (
+    BLEND_MODES,
+    MAX_FRAME,
+    Blender,
+    Placed,
+    State,
+    feather_weights,
+    make_blender,
+    paste,
+    window_of,
+)
 from tilecast.geometry import Placement, TileKey
 from tilecast.reduction import blank_tile
 
@@ -59,15 +69,15 @@ def blended(
     tile = blank_tile(np.dtype(dtype), SIZE)
     mask = np.zeros((SIZE, SIZE), np.bool_)
     for i, (placement, pixels) in enumerate(frames):
-        window = window_of(placement, ORIGIN, SIZE)
+        here = Placed(placement, window_of(placement, ORIGIN, SIZE))
         if i == 0:
-            paste(tile, pixels, window)
-            state = blender.open(tile, placement, window)
-            assert (state is not None) == blender.needs_state
+            paste(tile, pixels, here.window)
         else:
+            solo = Placed(frames[0][0], window_of(frames[0][0], ORIGIN, SIZE)) if i == 1 else None
             old, tile = tile, tile if in_place else np.empty_like(tile)
-            blender.add(state, old, tile, mask, kernels.read_only(pixels), placement, window)
-        mask[window.in_tile] = True
+            state = blender.add(state, solo, old, tile, mask, kernels.read_only(pixels), here)
+            assert (state is not None) == blender.needs_state
+        mask[here.window.in_tile] = True
     return tile
 
 
@@ -162,10 +172,11 @@ def test_minus_zero_survives_a_sum() -> None:
 
 def test_weights_of_few_shapes_are_kept() -> None:
     blender = make_blender("feather", np.dtype("|u1"))
+    tile, mask = noise(0, (SIZE, SIZE), "|u1"), None
     for size in range(8, 18):
-        tile = noise(0, (SIZE, SIZE), "|u1")
         placement = placed(0, 0, 0, (size, size))
-        blender.open(tile, placement, window_of(placement, ORIGIN, SIZE))
+        here = Placed(placement, window_of(placement, ORIGIN, SIZE))
+        blender.add(None, here, tile, tile, mask, kernels.read_only(noise(1, (size, size), "|u1")), here)
     assert blender.nbytes == sum(size**2 for size in range(14, 18))
 
 

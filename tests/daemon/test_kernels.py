@@ -13,30 +13,31 @@ from reference.scans import SCANS
 from tilecast import kernels
 from tilecast.blending import BLEND_MODES
 
-SHAPE = (32, 32)
-WHOLE = (0, 32, 0, 32, 0, 0)
+SHAPE = (128, 128)
+WHOLE = (0, 128, 0, 128, 0, 0)
 
 
-def extremes(rng: np.random.Generator, top_weight: int, shape: tuple[int, int] = SHAPE) -> tuple[Any, Any]:
-    """Sums and weights whose quotient is a pixel value, many of them one off a multiple or exactly at a half."""
-    weight = rng.integers(1, top_weight, shape, dtype=np.int64, endpoint=True)
-    weight.flat[:64] = rng.choice([1, 2, 3, top_weight - 1, top_weight], 64)
-    value = rng.integers(0, 65535, shape, dtype=np.int64, endpoint=True)
-    value.flat[::7] = 65535
-    off = rng.choice([-1, 0, 1], shape) + rng.choice([0, 1], shape) * (weight // 2)
-    total = np.clip(value * weight + off, 0, 65535 * weight)
-    return total, weight
+def extremes(seed: int, top_weight: int) -> tuple[Any, Any, Any, Any]:
+    """Sums and weights after a frame, many exactly at a step of the quotient or one off; the frame and its weights."""
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(1, 255, SHAPE, np.uint8, endpoint=True)
+    weight = rng.integers(weights, top_weight, SHAPE, np.int64, endpoint=True)
+    near_top = rng.random(SHAPE) < 0.2
+    weight[near_top] = top_weight - rng.integers(0, 3, int(near_top.sum()))
+    value = rng.integers(0, 65535, SHAPE, np.int64, endpoint=True)
+    value[rng.random(SHAPE) < 0.2] = 65535
+    # (S + W div 2) div W steps up where S + W div 2 is a multiple of W.
+    total = np.clip(value * weight - weight // 2 + rng.integers(-1, 1, SHAPE, np.int64, True), 0, 65535 * weight)
+    frame = np.minimum(total // weights, rng.choice([0, 255, 65535], SHAPE)).astype(np.uint16)
+    return total, weight, frame, weights
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_narrow_quotient_is_exact(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    total, weight = extremes(rng, 65535 - 255)
-    frame = rng.integers(0, 65535, SHAPE, np.uint16, endpoint=True)
-    weights = rng.integers(1, 255, SHAPE, np.uint8, endpoint=True)
-    s, w, tile = total.astype(np.uint32), weight.astype(np.uint16), np.zeros(SHAPE, np.uint16)
+    total, weight, frame, weights = extremes(seed, 65535)
+    product = frame.astype(np.int64) * weights
+    s, w, tile = (total - product).astype(np.uint32), (weight - weights).astype(np.uint16), np.zeros(SHAPE, np.uint16)
     kernels.add_sum(s, w, tile, tile, kernels.read_only(frame), weights, *WHOLE)
-    total, weight = total + frame.astype(np.int64) * weights, weight + weights
     assert np.array_equal(s, total)
     assert np.array_equal(w, weight)
     assert np.array_equal(tile, (total + weight // 2) // weight)
@@ -44,14 +45,13 @@ def test_the_narrow_quotient_is_exact(seed: int) -> None:
 
 @pytest.mark.parametrize("top_weight", [300, 65535, 2**32, 2**46])
 def test_the_wide_quotient_is_exact(top_weight: int) -> None:
-    rng = np.random.default_rng(top_weight)
-    for _ in range(20):
-        total, weight = extremes(rng, top_weight)
-        frame = rng.integers(0, 65535, SHAPE, np.uint16, endpoint=True)
-        weights = rng.integers(1, 255, SHAPE, np.uint8, endpoint=True)
-        s, w, tile = total.astype(np.uint64), weight.astype(np.uint64), np.zeros(SHAPE, np.uint16)
+    for seed in range(5):
+        total, weight, frame, weights = extremes(seed, top_weight)
+        product = frame.astype(np.int64) * weights
+        s, w, tile = (total - product).astype(np.uint64), (weight - weights).astype(np.uint64), np.zeros(SHAPE, "u2")
         kernels.add_wide_sum(s, w, tile, tile, kernels.read_only(frame), weights, *WHOLE)
-        total, weight = total + frame.astype(np.int64) * weights, weight + weights
+        assert np.array_equal(s, total)
+        assert np.array_equal(w, weight)
         assert np.array_equal(tile, (total + weight // 2) // weight)
 
 

@@ -261,6 +261,26 @@ class TestBatches:
         assert batch.bboxes == {}
         assert set(batch.tiles) == {(PlaneKey(), TileKey(0, 1, 1)), (PlaneKey(), TileKey(1, 0, 0))}
 
+    def test_a_full_tile_has_no_mask(self) -> None:
+        mosaic = LiveMosaic()
+        for i, (row, col) in enumerate(serpentine(3, 3, (20, 20))):
+            mosaic.add(placed(i, row, col, (22, 22)), noise(i, (22, 22)))
+            mosaic.flush()
+        whole = [address for address, tile in mosaic.sources.tiles.items() if tile.coverage is None]
+        assert len([key for _, key in whole if key.level == 0]) == 9  # 62 × 62 pixels from (0, 0)
+        assert [key for _, key in whole if key.level == 1] == [TileKey(1, 0, 0)]
+
+    def test_a_leap_reads_few_tiles(self) -> None:
+        """Levels grow by ten at once: of the old top level there are four tiles, however far the new frame lies."""
+        mosaic = LiveMosaic()
+        run(mosaic, (20, 20), [(0, 0)])
+        reads = mosaic.sources.reads
+        mosaic.add(placed(1, 2**25, -(2**25), (20, 20)), noise(1, (20, 20)))
+        batch = mosaic.flush()
+        assert batch is not None
+        assert batch.levels == 22
+        assert mosaic.sources.reads - reads < 100
+
     def test_lower_levels_come_first(self) -> None:
         mosaic = LiveMosaic()
         mosaic.add(placed(0, 0, 0, (100, 100)), noise(0, (100, 100)))
@@ -333,9 +353,13 @@ class TestMoves:
         shape = (18, 18)
         mosaic = LiveMosaic(dtype, mode, budget_bytes=BUDGETS["small"])
         run(mosaic, shape, serpentine(3, 3, (14, 15)), dtype)
-        for i, (drow, dcol) in enumerate(scattered(9, 40, seed=6)):
-            mosaic.move(i, 0, row=drow, col=dcol)
+        for i, (row, col) in enumerate(scattered(9, 40, seed=6)):
+            there = mosaic.placements[i, 0]
+            mosaic.move(i, 0, row=there.row + row % 7 - 3, col=there.col + col % 7 - 3)  # as registration does
             mosaic.flush(commit=i % 2 == 0)
+            mosaic.check()
+            mosaic.move(i, 0, row=row, col=col)  # as nothing should
+            mosaic.flush(commit=i % 3 == 0)
             mosaic.check()
         mosaic.commit()
         mosaic.check()

@@ -22,6 +22,7 @@ IMPATIENT = {
     "ingest.gap_report_ms": "50",
     "ingest.reorder_tolerance_ms": "50",
     "ingest.hold_s": "2",
+    "ingest.idle_end_s": "600",
     "ingest.max_frame_bytes": "1MiB",
     "join.timeout_ms": "300",
     "store.commit_interval_ms": "20",

@@ -28,7 +28,7 @@ from tilecast_protocol.messages import (
     parse_from_daemon,
 )
 
-PATIENCE_S = 30.0
+PATIENCE_S = 5.0
 """How long a test waits for something that should happen at once, on a machine that is busy."""
 
 SHAPE = (24, 30)
@@ -167,7 +167,9 @@ class RawPublisher(_Socket):
     def image(self, run: str, frame: int, pixels: NDArray[Any], **changes: Any) -> int:
         """Send a plain image of raw pixels."""
         payload = pixels.tobytes()
-        return self.send("image", payload, **({"run": run, "frame": frame, "codec": "raw", "nbytes": len(payload)} | changes))
+        return self.send(
+            "image", payload, **({"run": run, "frame": frame, "codec": "raw", "nbytes": len(payload)} | changes)
+        )
 
     def wait_settled(self, seq: int) -> None:
         """Wait until this message is settled."""
@@ -179,7 +181,9 @@ class RawPublisher(_Socket):
         return self.rejections[seq]
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
+            assert time.monotonic() < deadline, f"{what}: the daemon does not say so"
             message = self._receive(what)
             if isinstance(message, Ack):
                 self.upto_seq = max(self.upto_seq, message.upto_seq)
@@ -231,9 +235,7 @@ class Watcher(_Socket):
 
         def is_it(message: FromDaemon) -> bool:
             return (
-                isinstance(message, RunNotice)
-                and (message.run, message.kind) == (run, kind)
-                and where(message.detail)
+                isinstance(message, RunNotice) and (message.run, message.kind) == (run, kind) and where(message.detail)
             )
 
         found: RunNotice = self.until(is_it, f"notice {kind} of {run}")

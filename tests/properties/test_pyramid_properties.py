@@ -122,6 +122,12 @@ class AnyLife(RuleBasedStateMachine):
         frame, view = data.draw(st.sampled_from(list(self.mosaic.placements)))
         self.mosaic.move(frame, view, row=row, col=col, plane=plane)
 
+    @precondition(lambda self: self.mosaic.placements)
+    @rule(data=st.data(), rows=st.integers(-3, 3), cols=st.integers(-3, 3))
+    def nudge(self, data: st.DataObject, rows: int, cols: int) -> None:
+        there = data.draw(st.sampled_from(list(self.mosaic.placements.values())))
+        self.mosaic.move(*there.id, row=there.row + rows, col=there.col + cols)
+
     @rule(commit=st.booleans())
     def flush(self, commit: bool) -> None:
         self.mosaic.flush(commit=commit)

@@ -27,6 +27,7 @@ from tilecast_protocol.client import (
 )
 from tilecast_protocol.errors import DisconnectedError, MalformedError, PZFError, QueryError
 from tilecast_protocol.messages import DaemonHeartbeat, RunNotice, RunRev, Tiles, new_run
+from tilecast_protocol.queries import make_reply
 from tilecast_protocol.sockets import CurveKeys
 
 RUN = "0f8a2c1e-6f0b-4c53-9f5e-2a1d7c3b4e5f"
@@ -468,6 +469,12 @@ def test_a_late_answer_is_not_taken_for_another(queries: ScriptedQueries, asking
         asking.ask("stats", timeout_s=MOMENT_S)
     queries.wait_for(lambda: len(queries.asked) == 1)
     assert asking.stats() == {"n": 2}
+
+
+def test_an_answer_to_another_question_is_passed_over(queries: ScriptedQueries, asking: Client) -> None:
+    queries.answers["stats"] = lambda _: ({"stats": {"n": 1}}, [])
+    queries.before = [make_reply(999, stats={"n": 2}), make_reply(None, stats={"n": 3})]
+    assert asking.stats() == {"n": 1}
 
 
 def test_refusals_are_errors_with_a_code(queries: ScriptedQueries, asking: Client) -> None:

@@ -742,13 +742,20 @@ def test_push_to_nobody_says_so(daemon: ScriptedDaemon) -> None:
 
 
 def test_closing_a_push_delivers_what_it_took() -> None:
-    with receiving(zmq.PULL, "tcp://127.0.0.1:*", connect=False) as daemon:
-        with publishing(daemon.endpoint, mode="push") as publisher:
-            publisher.start("liver", **RUN)
-            for number in range(10):
-                publisher.image(frame(number))
-            publisher.end()
+    big = (1024, 1024)
+    with (
+        receiving(zmq.PULL, "tcp://127.0.0.1:*", connect=False) as daemon,
+        ThreadPoolExecutor(1) as pool,
+        publishing(daemon.endpoint, mode="push") as publisher,
+    ):
+        publisher.start("liver", shape=big, dtype="uint16", px_um=(1, 1))
+        for _ in range(10):  # 20 MB: more than fits into the buffers on the way
+            publisher.image(np.zeros(big, np.uint16))
+        publisher.end()
+        publisher.flush()
+        closing = pool.submit(publisher.close)
         assert [daemon.receive().TYPE for _ in range(12)] == ["start", *["image"] * 10, "end"]
+        closing.result()
 
 
 def test_pub_binds_and_cures_the_late_joiner() -> None:

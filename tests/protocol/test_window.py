@@ -202,6 +202,16 @@ def test_a_start_that_is_out_already_is_not_sent_a_third_time(window: SendWindow
     assert said(drain(window)) == [(6, "image", 2)]
 
 
+def test_a_run_that_is_forgotten_again_is_told_again(window: SendWindow) -> None:
+    window.acknowledged(ack(3, _3="unknown-run"))
+    assert said(drain(window)) == [(4, "start", None), (5, "image", 2)]
+    window.acknowledged(ack(5))
+    window.put(image(3), ticket=5)
+    assert said(drain(window)) == [(6, "image", 3)]
+    window.acknowledged(ack(6, _6="unknown-run"))
+    assert said(drain(window)) == [(7, "start", None), (8, "image", 3)]
+
+
 def test_a_daemon_that_never_knows_the_run_is_not_asked_for_ever(window: SendWindow) -> None:
     window.acknowledged(ack(2))
     refused: list[Rejected] = []

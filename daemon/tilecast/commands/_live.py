@@ -49,16 +49,20 @@ class LiveView:
         The first line.
     hint : str
         The last line, while it is going on; may be changed.
+    lines_after : int
+        How many lines will follow when it is done, so that all of it is seen together.
     out : Console, optional
         Where to; standard output if not given.
     """
 
-    def __init__(self, title: str, hint: str = "", *, out: Console | None = None) -> None:
+    def __init__(self, title: str, hint: str = "", *, lines_after: int = 0, out: Console | None = None) -> None:
         self._title = title
         self.hint = hint
+        self._lines_after = lines_after
         self._console = out or console()
         self._live: Live | None = None
         self._line_due_s = 0.0
+        self._notice = ""
         self._status = Status()
 
     def show(self, status: Status) -> None:
@@ -68,7 +72,7 @@ class LiveView:
             self._live.update(Panel(self._title, self.hint, status), refresh=True)
         elif time.monotonic() >= self._line_due_s:
             self._line_due_s = time.monotonic() + _LINE_EVERY_S
-            self._console.print(as_line(status), soft_wrap=True)
+            self._print_line()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -83,19 +87,26 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.update(Panel(self._title, "", self._status), refresh=True)
+            self._live.update(Panel(self._title, "", self._status, lines_after=self._lines_after), refresh=True)
             self._live.stop()
         elif error is None:
-            self._console.print(as_line(self._status), soft_wrap=True)
+            self._print_line()
+
+    def _print_line(self) -> None:
+        if self._status.notice not in ("", self._notice):
+            self._notice = self._status.notice
+            self._console.print(self._notice, soft_wrap=True)
+        self._console.print(as_line(self._status), soft_wrap=True)
 
 
 class Panel:
     """One picture of a status, as wide and as high as there is room."""
 
-    def __init__(self, title: str, hint: str, status: Status) -> None:
+    def __init__(self, title: str, hint: str, status: Status, *, lines_after: int = 0) -> None:
         self._title = title
         self._hint = hint
         self._status = status
+        self._lines_after = lines_after
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -111,7 +122,7 @@ class Panel:
             tail = [Text(""), Text(self._hint, style="dim", no_wrap=True, overflow="ellipsis")]
         lines = len(console.render_lines(Group(*head, *tail), options))
         # The last line is the cursor's.
-        room = console.size.height - 1 - lines - 1
+        room = console.size.height - 1 - lines - 1 - self._lines_after
         yield Group(*head)
         if self._status.picture is not None and room >= _MIN_PICTURE_LINES and _can_show_pictures(console):
             yield Text("")
@@ -128,27 +139,25 @@ def as_line(status: Status) -> str:
     text = f"{status.n_placed} of {status.n_expected} frames in the mosaic"
     if not status.n_placed:
         return f"{text}, waiting for the first"
-    queues = ", ".join(_queue(queue) for queue in status.queues)
+    queues = [f"{status.n_unacknowledged} to acknowledge", *map(_queue, status.queues)]
     parts = [
         text,
         _rate(status),
         f"latency {_latency(status)}",
         f"{status.n_tiles:,} tiles written",
         _size(status),
-        f"queues: {status.n_unacknowledged} to acknowledge, {queues}",
+        ", ".join(queues),
         _disk(status),
     ]
     if status.losses:
-        parts.append(f"LOSSES: {status.losses}")
-    if status.notice:
-        parts.append(status.notice)
+        parts.insert(1, f"LOST: {status.losses}")
     return "; ".join(parts)
 
 
 def _bar(status: Status, width: int) -> RenderableType:
     done = f"{status.n_placed:,} of {status.n_expected:,} frames"
     left = ""
-    if status.n_placed >= status.n_expected:
+    if status.n_placed >= status.n_expected > 0:
         left = "complete"
     elif status.frames_per_s > 0 and not status.ended:
         left = f"{_clock((status.n_expected - status.n_placed) / status.frames_per_s)} left"
@@ -209,8 +218,8 @@ def _size(status: Status) -> str:
 
 
 def _queue(queue: QueueFill) -> str:
-    full = queue.nbytes / queue.max_bytes if queue.max_bytes else 0.0
-    return f"{queue.depth} {_QUEUE_WORDS.get(queue.name, queue.name)} ({full:.0%} full)"
+    full = f" ({queue.nbytes / queue.max_bytes:.0%} full)" if queue.nbytes and queue.max_bytes else ""
+    return f"{queue.depth} {_QUEUE_WORDS.get(queue.name, queue.name)}{full}"
 
 
 def _disk(status: Status) -> str:
@@ -228,7 +237,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# The mosaic in characters: two pixels in each, one above the other ------------------------------------------------------
+# The mosaic in characters: two pixels in each, one above the other ----------------------------------------------------
 
 
 def _can_show_pictures(console: Console) -> bool:
@@ -266,7 +275,8 @@ def resample(picture: Picture, rows: int, cols: int) -> NDArray[np.int64]:
     Returns
     -------
     ndarray of int, (rows, cols)
-        Means of the covered pixels, stretched so that one in a hundred is black and one in three hundred white.
+        Means of the covered pixels, stretched: black is the darkest hundredth of the pixels, white the brightest three
+        hundredth of the means.
     """
     extent, rect, pixels = picture.extent, picture.rect, picture.pixels
     at_row = rect.row0 + (np.arange(pixels.shape[0]) + 0.5) * rect.height / pixels.shape[0] - extent.row0
@@ -281,7 +291,7 @@ def resample(picture: Picture, rows: int, cols: int) -> NDArray[np.int64]:
     seen = n > 0
     grey = np.full(rows * cols, -1, np.int64)
     if seen.any():
-        low, high = np.percentile(mean[seen], (1, 99.7))
+        low, high = np.percentile(pixels[covered], 1), np.percentile(mean[seen], 99.7)
         stretched = (mean[seen] - low) / max(high - low, 1e-9)
         grey[seen] = np.clip(stretched * _GREYS, 0, _GREYS - 1).astype(np.int64)
     return grey.reshape(rows, cols)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tilecast.commands._words import describe_losses, describe_notice
 from tilecast.geometry import Rect, rect_at_level
 from tilecast_protocol.client import Client
-from tilecast_protocol.errors import DisconnectedError, QueryError
+from tilecast_protocol.errors import QueryError
 from tilecast_protocol.messages import RunNotice
 
 _RATE_OVER_S = 5.0
@@ -195,7 +195,7 @@ class RunWatch:
             if error.code != "unknown-run":
                 raise
             return  # it has not begun
-        bbox = Rect(*info["bbox"])
+        bbox, per_s = Rect(*info["bbox"]), self._rate(now_s, info["frames"])
         self._status = replace(
             self._status,
             n_placed=info["frames"],
@@ -205,20 +205,20 @@ class RunWatch:
             run_bytes=info["bytes"],
             ended=info["revision"] > 0,
             losses="" if report is None else describe_losses(report),
-            **self._rates(now_s, info["frames"]),
+            frames_per_s=per_s,
+            bytes_per_s=per_s * self._frame_nbytes,
         )
         if self._extent is not None and not bbox.empty and now_s >= self._picture_due_s:
             self._picture_due_s = now_s + _PICTURE_EVERY_S
             self._status = replace(self._status, picture=self._look(bbox, self._extent, info["levels"]))
 
-    def _rates(self, now_s: float, n_placed: int) -> dict[str, float]:
-        """Over the last seconds, not over the whole run: a scan that stands still shows."""
+    def _rate(self, now_s: float, n_placed: int) -> float:
+        """Frames per second over the last seconds, not over the whole run: a scan that stands still shows."""
         self._progress.append((now_s, n_placed))
         while len(self._progress) > 2 and now_s - self._progress[1][0] >= _RATE_OVER_S:
             self._progress.popleft()
         since_s, before = self._progress[0]
-        per_s = (n_placed - before) / (now_s - since_s) if now_s > since_s else 0.0
-        return {"frames_per_s": per_s, "bytes_per_s": per_s * self._frame_nbytes}
+        return (n_placed - before) / (now_s - since_s) if now_s > since_s else 0.0
 
     def _look(self, bbox: Rect, extent: Rect, levels: int) -> Picture:
         """What is covered so far, at the finest level at which it is small, or the coarsest there is."""

@@ -74,12 +74,14 @@ def describe_report(report: Mapping[str, Any]) -> str:
         text += f" {refused} messages were refused."
     joined = report["joined"]
     if joined is not None:
-        bracket, bound_um = joined["bracket_ms"], joined["position_bound_um"]
-        text += (
-            f" Positions were found in the stage stream, between readings {bracket['median']:.3g} ms apart "
-            f"(at most {bracket['max']:.3g} ms)"
-        )
-        text += "." if bound_um is None else f", so that none is wrong by more than {bound_um:.2g} µm."
+        median, most = (f"{joined['bracket_ms'][key]:.3g} ms" for key in ("median", "max"))
+        bound_um = joined["position_bound_um"]
+        text += f" Each position was found in the stage stream, between two readings {median} apart"
+        text += "" if most == median else f" (at most {most})"
+        if bound_um == 0:
+            text += " while the stage stood still."
+        else:
+            text += "." if bound_um is None else f", so that none is wrong by more than {bound_um:.2g} µm."
     return text[0].upper() + text[1:]
 
 

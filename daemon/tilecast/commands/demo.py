@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilecast.commands.common import Invocation, format_bytes, tilecast_command
+from tilecast.commands.common import Invocation, console, format_bytes, tilecast_command
 from tilecast.errors import StoreError
 from tilecast_protocol.errors import DisconnectedError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tilecast.simulate import Microscope
 
 _POLL_S = 0.25
+_LINES_AFTER = 12  # that `_tell` writes
 _SOCKETS = ("ingest.ack", "ingest.pull", "notify", "query")
 _RUNS_NAME = "runs"
 _PICTURE_NAME = "overview.png"
@@ -56,7 +57,7 @@ def _two_numbers(_ctx: click.Context, param: click.Parameter, text: str | None) 
     "--grid",
     metavar="ROWSxCOLUMNS",
     callback=_two_numbers,
-    default="10x18",
+    default="12x17",
     show_default=True,
     help="Frames down and across.",
 )
@@ -65,12 +66,12 @@ def _two_numbers(_ctx: click.Context, param: click.Parameter, text: str | None) 
     "--shape",
     metavar="ROWSxCOLUMNS",
     callback=_two_numbers,
-    default="1024x1024",
+    default="512x512",
     show_default=True,
     help="Pixels of a frame.",
 )
 @click.option(
-    "--fps", type=click.FloatRange(0.01, 1000), default=8.0, show_default=True, help="Frames per second of the camera."
+    "--fps", type=click.FloatRange(0.01, 1000), default=10.0, show_default=True, help="Frames per second of the camera."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, another specimen.")
 @click.option(
@@ -108,9 +109,7 @@ def command(
 
     config = invocation.config
     # The stage is read out often enough that each exposure lies between two readings of a stage that stands still.
-    scope = Microscope(
-        shape=shape, grid=_grid_of(frames) if frames else grid, seed=seed, stage_hz=max(50.0, 10 * fps)
-    )
+    scope = Microscope(shape=shape, grid=_grid_of(frames) if frames else grid, seed=seed, stage_hz=max(50.0, 10 * fps))
     own_store = config.provenance["store.path"] == "default"
     store = out / _RUNS_NAME if own_store else config.store.path
     _prepare_folder(out, scope)
@@ -125,7 +124,7 @@ def command(
     with DaemonProcess(store, settings=endpoints, log_file=log_file, arguments=arguments) as daemon:
         run, report = _scan(daemon, config.instrument, scope, fps)
         code = daemon.stop()
-    click.echo(describe_report(report))
+    console().print(describe_report(report))
     if code:
         raise DisconnectedError(f"the daemon did not end in good order; {log_file} says why")
     _tell(store / run, out, own_store=own_store, has_mosaic=report["placed"] > 0)
@@ -166,7 +165,7 @@ def _warm_up() -> None:
     """Compile in this process, where progress can be shown; the daemon then finds everything compiled."""
     from tilecast.service.warmup import warm_up
 
-    click.echo("Loading the compiled kernels (the first use on a machine compiles them, up to half a minute) …")
+    click.echo("Loading kernels (on first use they are compiled: up to half a minute) …")
     seconds = warm_up()
     if seconds > 5:
         click.echo(f"Compiled in {seconds:.0f} s; the next start is quick.")
@@ -197,9 +196,7 @@ def _port_is_free(endpoint: str) -> bool:
     return True
 
 
-def _scan(
-    daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float
-) -> tuple[str, dict[str, Any]]:
+def _scan(daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float) -> tuple[str, dict[str, Any]]:
     """Scan, and show it, until everything is in the mosaic; gives the run and its report."""
     from tilecast.commands._live import LiveView
     from tilecast.commands._watch import RunWatch
@@ -211,7 +208,10 @@ def _scan(
     run, stop = new_run(), threading.Event()
     endpoint = daemon.endpoints["ingest.ack"]
     height, width = scope.shape
-    title = f"tilecast demo: a simulated microscope, {width} × {height} px, {fps:g} frames/s, talks to {endpoint}"
+    rows, cols = scope.grid
+    title = f"tilecast demo: {rows} × {cols} frames of {height} × {width} px, {fps:g} frames/s"
+    addresses = ", ".join(f"{name} {daemon.endpoints[name]}" for name in ("ingest.ack", "notify", "query"))
+    console().print(f"The daemon listens: {addresses}")
     with (
         RunWatch(
             daemon.endpoints["notify"],
@@ -223,7 +223,7 @@ def _scan(
         ) as watch,
         Publisher(endpoint, instrument=instrument, stream="stage") as stage,
         Publisher(endpoint, instrument=instrument, stream="camera") as camera,
-        LiveView(title, "Ctrl-C stops the scan in good order") as view,
+        LiveView(title, "Ctrl-C stops the scan in good order", lines_after=_LINES_AFTER) as view,
         _stopped_by_signals(stop),
     ):
 
@@ -254,6 +254,7 @@ def _scan(
                     raise
                 raise DisconnectedError(_last_words(daemon)) from None
             view.show(status)
+        view.show(watch.poll(0))  # how it was left
         return run, watch.report()
 
 

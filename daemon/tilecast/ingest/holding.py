@@ -109,6 +109,11 @@ class HeldMessages:
         taken = [self._take(number) for number in list(self._by_run.get(run, ()))]
         return tuple((held.message, held.path) for held in taken), self._early.pop(run, None)
 
+    def latest_t_ns(self, run: str) -> int:
+        """When the last of a run's images that are held was exposed; -1 if none is."""
+        messages = [self._held[number].message for number in self._by_run.get(run, ())]
+        return max((message.t_mid_ns for message in messages if isinstance(message, Image)), default=-1)
+
     def expire(self, now_ns: int) -> None:
         """Count as lost what has waited for too long."""
         while self._held:

@@ -71,6 +71,7 @@ from tilecast_protocol.messages import (
     parse,
 )
 from tilecast_protocol.ranges import RangeSet
+from tilecast_protocol.topics import parse_topic
 
 log = structlog.get_logger()
 
@@ -95,8 +96,8 @@ class OpenRun(Protocol):
     start: Start
     journal: Journal
 
-    def release(self) -> None:
-        """Close the journal and give the run back."""
+    def release(self, *, finished: bool = True) -> None:
+        """Close the journal and give the run back; if it is not finished, the next daemon loads it at once."""
         ...
 
 
@@ -375,15 +376,19 @@ class Ingester:
         """After the thread has ended: finish every run, and give it back."""
         waiting = []
         for run in list(self._runs.values()):
+            finished = True
             if run.run in self._machine.loaded():
-                self._keeper.keep(run, self._machine.record(run.run))
+                record = self._machine.record(run.run)
+                self._keeper.keep(run, record)
+                # Its publisher will ask the next daemon how far it came; and if it does not, the run must go idle.
+                finished = record.phase not in (RunPhase.OPEN, RunPhase.IDLE)
             done = threading.Event()
             self._sink.unload(run, done.set)
-            waiting.append((run, done))
+            waiting.append((run, done, finished))
         deadline = time.monotonic() + wait_s
-        for run, done in waiting:
+        for run, done, finished in waiting:
             if done.wait(max(0.0, deadline - time.monotonic())):
-                run.release()
+                run.release(finished=finished)
             else:
                 log.error("run was not finished in time; it is recovered at the next start", run=run.run)
         self._runs.clear()
@@ -438,7 +443,13 @@ class Ingester:
         self.counters["malformed"] += 1
         log.warning("message refused", reason=error.reason, why=str(error), src=error.src, topic=error.topic)
         self._machine.malformed(error, now_ns)
-        peer = self._peers.get(identity) if identity is not None else None
+        if identity is None:
+            return
+        peer = self._peers.get(identity)
+        if peer is None and error.topic is not None and error.src is not None and error.boot is not None:
+            topic = parse_topic(error.topic)
+            peer = _Peer(identity, topic.instrument, topic.stream, error.src, error.boot)
+            self._introduce(peer)
         if peer is None:
             return
         if error.seq is not None and error.src == peer.src and error.boot == peer.boot:
@@ -732,14 +743,18 @@ class Ingester:
         """Remember who sends on this connection, also if it did not say hello."""
         peer = self._peers.get(identity)
         if peer is None or (peer.src, peer.boot) != (message.src, message.boot):
-            self._peers[identity] = _Peer(identity, message.instrument, message.stream, message.src, message.boot)
+            self._introduce(_Peer(identity, message.instrument, message.stream, message.src, message.boot))
+
+    def _introduce(self, peer: _Peer) -> None:
+        """Answer this publisher on this connection from now on, and on no older one."""
+        for identity, other in list(self._peers.items()):
+            if (other.src, other.boot) == (peer.src, peer.boot):
+                del self._peers[identity]
+        self._peers[peer.identity] = peer
 
     def _welcome(self, hello: Hello, identity: bytes) -> None:
-        for other, peer in list(self._peers.items()):
-            if (peer.src, peer.boot) == (hello.src, hello.boot):
-                del self._peers[other]
         peer = _Peer(identity, hello.instrument, hello.stream, hello.src, hello.boot)
-        self._peers[identity] = peer
+        self._introduce(peer)
         upto = self._tracker.hello(hello.src, hello.boot, identity)
         runs = self._machine.welcome(hello.instrument, hello.stream)
         self._answer(
@@ -762,7 +777,7 @@ class Ingester:
 
     def _send_acks(self, *, all_of_them: bool = False) -> None:
         now = time.monotonic()
-        for peer in self._peers.values():
+        for peer in list(self._peers.values()):
             upto = self._tracker.upto_seq(peer.src, peer.boot)
             rejected = self._tracker.take_rejected(peer.src, peer.boot)
             due = all_of_them or now - peer.acked_at >= _ACK_EVERY_S
@@ -793,6 +808,7 @@ class Ingester:
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
+                self._peers.pop(peer.identity, None)  # gone; should it come back, it says hello
 
 
 def _notice(start: Start, kind: str, detail: dict[str, Any]) -> RunNotice:

@@ -96,7 +96,10 @@ class LiveRun:
         self._seqs: dict[tuple[str, str], RangeSet] = {}
         self._by_status = [0, 0, 0, 0]
         self._end: End | None = None
+        self._n_placed_kept: int = record.counts.get("n_placed", 0)
+        self._report_was_due: bool = record.counts.get("report_due", False)
         self._end_reason: str | None = record.counts.get("end_reason")
+        self._gaps_said: bool = record.counts.get("gaps_said", False)
         self._joiner = Joiner(
             self.rules.join_max_gap_ms,
             self.rules.allow_moving,
@@ -184,7 +187,13 @@ class LiveRun:
 
     def counts_to_keep(self) -> dict[str, Any]:
         """What the journal cannot tell, as plain values, and how many images it speaks of."""
-        return self.counts.to_dict() | {"n_images": self._n_images, "end_reason": self._end_reason}
+        return self.counts.to_dict() | {
+            "n_images": self._n_images,
+            "end_reason": self._end_reason,
+            "gaps_said": self._gaps_said,
+            "n_placed": len(self.placed),
+            "report_due": self.report_due_ns is not None,
+        }
 
     def welcome(self) -> WelcomeRun:
         """Where a publisher that comes back goes on."""
@@ -306,13 +315,20 @@ class LiveRun:
         self.frames.expect(self.counts.n_sent, now_ns)
         self.report_due_ns = None
         effects: list[Effect] = []
+        missing = self.frames.call_all()
+        if missing or self._gaps_said:
+            # What was said before may have healed since, and that it did was not said any more: this replaces it all.
+            effects.append(self._gap_notice(missing=missing, all_of_it=True))
         if _ORDER.index(self.phase) > _ORDER.index(self._recorded_phase):
             effects.append(PhaseChange(self.run, self.phase))
         else:
             self.phase = self._recorded_phase
         if self.phase is not RunPhase.OPEN:
             self._linger_until_ns = now_ns + self._settings.idle_end_ns
-            if not self.revision or effects or self._n_images > self._n_counted:
+            # What was kept last, and the report issued before it, speak of less than there is.
+            has_moved = self.phase is not self._recorded_phase
+            has_grown = self._n_images > self._n_counted or len(self.placed) != self._n_placed_kept
+            if not self.revision or has_moved or has_grown or self._report_was_due:
                 self._report_soon(now_ns)
         return effects
 
@@ -415,17 +431,17 @@ class LiveRun:
         if self.frames.has_news(now_ns):
             missing, healed = self.frames.take_news(now_ns)
             if missing or healed:
-                detail: dict[str, Any] = {"what": "frames"}
-                for name, ranges in (("missing", missing), ("healed", healed)):
-                    if ranges:
-                        detail |= {name: shown(ranges), f"n_{name}": n_in(ranges)}
-                notices.append(self.notice("gap", detail))
+                notices.append(self._gap_notice(missing=missing, healed=healed))
         if self._late_news:
             ranges = self._late_news.ranges()
             notices.append(self.notice("late", {"frames": shown(ranges), "n": n_in(ranges)}))
             self._late_news = RangeSet()
         if self._refusal_news:
-            detail = {"what": "rejected", "reasons": self._refusal_news, "message": self._refusal_sentence}
+            detail: dict[str, Any] = {
+                "what": "rejected",
+                "reasons": self._refusal_news,
+                "message": self._refusal_sentence,
+            }
             notices.append(self.notice("warning", detail))
             self._refusal_news = {}
         for why, frames in self._overdue(now_ns).items():
@@ -434,6 +450,14 @@ class LiveRun:
         if notices:
             self._next_notice_ns = now_ns + self._settings.gap_report_ns
         return notices
+
+    def _gap_notice(self, *, missing: Ranges, healed: Ranges | None = None, all_of_it: bool = False) -> Notice:
+        """Which frames are missing, or have come after all; `all` says that nothing else is."""
+        self._gaps_said = True
+        detail: dict[str, Any] = {"what": "frames"} | gap_detail(missing, healed or [])
+        if all_of_it:
+            detail |= {"missing": shown(missing), "n_missing": n_in(missing), "all": True}
+        return self.notice("gap", detail)
 
     def _overdue(self, now_ns: int) -> dict[str, RangeSet]:
         """The frames that have been without a place for join_timeout_ms, by the reason; each is given once."""
@@ -448,6 +472,15 @@ class LiveRun:
             if why is not None:
                 overdue.setdefault(why, RangeSet()).add(frame)
         return overdue
+
+
+def gap_detail(missing: Ranges, healed: Ranges) -> dict[str, Any]:
+    """What there is to say of numbers that are missing, and of those that have come after all."""
+    detail: dict[str, Any] = {}
+    for name, ranges in (("missing", missing), ("healed", healed)):
+        if ranges:
+            detail |= {name: shown(ranges), f"n_{name}": n_in(ranges)}
+    return detail
 
 
 def shown(ranges: Ranges) -> list[list[int]]:

@@ -57,7 +57,7 @@ from tilecast_protocol.topics import parse_topic
 
 from .holding import MAX_RUNS, HeldMessages
 from .journalled import Journalled
-from .live_run import LiveRun, shown
+from .live_run import LiveRun, gap_detail, shown
 from .runreport import n_in
 from .sequences import MAX_SOURCES, GapWatch, Ranges, Source
 from .settings import IngestSettings
@@ -284,6 +284,8 @@ class IngestMachine:
         """
         run = LiveRun(record, self.settings, now_ns)
         for item in journal:
+            if isinstance(item.message, Stage) and record.phase is RunPhase.OPEN:
+                self._stages.recall(item.message, item.t_recv_ns)
             for effect in run.replay(item):
                 if effect.placement.frame not in placed:
                     yield effect
@@ -387,8 +389,8 @@ class IngestMachine:
             streams = self._stages.streams(message.instrument, now_ns, self.settings.idle_end_ns)
             if len(streams) > 1:
                 sentence = (
-                    f"start: {message.instrument} has {len(streams)} stage streams ({', '.join(streams[:8])}); name one "
-                    "as stage_stream, or say pos_src frame if every image carries pos_um"
+                    f"start: {message.instrument} has {len(streams)} stage streams ({', '.join(streams[:8])}); name "
+                    "one as stage_stream, or say pos_src frame if every image carries pos_um"
                 )
                 return self._reject("malformed", sentence, now_ns)
             stage_stream = streams[0] if streams else None
@@ -401,7 +403,7 @@ class IngestMachine:
         record = RunRecord(start=message, rules=self.settings.placing_rules, stage_stream=stage_stream, held=held)
         # A stage whose clock is ahead of the run by more than a bracket was another one's: a replay's, or one from
         # before the clock was set.
-        latest_ns = message.t_ns + round(self.settings.join_max_gap_ms * 1e6)
+        latest_ns = max(message.t_ns, self._held.latest_t_ns(message.run)) + round(self.settings.join_max_gap_ms * 1e6)
         prelude = tuple(stage for stage in self._stages.recent(message.instrument) if stage.t_ns <= latest_ns)
         return Accept(message=message, path=path, now_ns=now_ns, targets=(Target(message.run, prelude),), opens=record)
 
@@ -597,10 +599,7 @@ class IngestMachine:
             if not missing and not healed:
                 continue
             source.next_notice_ns = now_ns + self.settings.gap_report_ns
-            detail: dict[str, Any] = {"what": "messages", "src": src, "stream": source.stream}
-            for name, ranges in (("missing", missing), ("healed", healed)):
-                if ranges:
-                    detail |= {name: shown(ranges), f"n_{name}": n_in(ranges)}
+            detail = {"what": "messages", "src": src, "stream": source.stream} | gap_detail(missing, healed)
             notices += [
                 run.notice("gap", detail)
                 for run in self._runs.values()

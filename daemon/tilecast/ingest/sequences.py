@@ -117,6 +117,15 @@ class GapWatch:
         """All numbers that were passed over and have not come, however short a time ago."""
         return self.seen.missing(self._next, self._first)
 
+    def call_all(self) -> Ranges:
+        """Everything that is missing now, however short a time ago: from here on it counts as said."""
+        self._young.clear()
+        self._healed = RangeSet()
+        missing = self.missing()
+        for first, last in missing:
+            self._called_missing.add_range(first, last)
+        return missing
+
     def has_news(self, now_ns: int) -> bool:
         """Whether `take_news` may have something to say."""
         return bool(self._healed) or (bool(self._young) and self._young[0][2] + self._tolerance_ns <= now_ns)

@@ -20,12 +20,14 @@ MAX_MESSAGES: Final = 8192
 
 
 class _Stream:
-    __slots__ = ("heard_ns", "latest_t_ns", "messages")
+    __slots__ = ("heard_ns", "latest_t_ns", "messages", "oldest_t_ns", "publisher")
 
     def __init__(self) -> None:
         self.messages: dict[tuple[str, str, int], tuple[int, Stage]] = {}  # by (src, boot, seq), in the order they came
         self.latest_t_ns = -1
+        self.oldest_t_ns = -1  # what is older has served its time, though it may still lie behind what has not
         self.heard_ns = 0
+        self.publisher = ("", "")
 
 
 class StageHistory:
@@ -49,17 +51,30 @@ class StageHistory:
         self._streams[key] = stream  # the one heard last lies last
         if len(self._streams) > MAX_STREAMS:
             del self._streams[next(iter(self._streams))]
+        publisher = message.src, message.boot
+        if publisher != stream.publisher and message.t_ns < stream.oldest_t_ns:
+            # Another program goes on with this stream, at an earlier time: a replay, or a clock that was set. What came
+            # before belongs to another time and would make this look old.
+            stream.messages.clear()
+            stream.latest_t_ns = stream.oldest_t_ns = -1
+        stream.publisher = publisher
         self._count += 1
         stream.messages[message.src, message.boot, message.seq] = (self._count, message)
         stream.latest_t_ns = max(stream.latest_t_ns, message.t_ns)
-        stream.heard_ns = now_ns
-        oldest_ns = stream.latest_t_ns - self._window_ns
+        stream.heard_ns = max(stream.heard_ns, now_ns)
+        if not keep_all:
+            stream.oldest_t_ns = stream.latest_t_ns - self._window_ns
         while len(stream.messages) > 1:
             first = next(iter(stream.messages))
-            too_many = len(stream.messages) > MAX_MESSAGES
-            if not too_many and (keep_all or stream.messages[first][1].t_ns >= oldest_ns):
+            if len(stream.messages) <= MAX_MESSAGES and stream.messages[first][1].t_ns >= stream.oldest_t_ns:
                 break
             del stream.messages[first]
+
+    def recall(self, message: Stage, heard_ns: int) -> None:
+        """Remember a message of a journal that is read again after a restart, unless a later one is known already."""
+        stream = self._streams.get((message.instrument, message.stream))
+        if stream is None or message.t_ns >= stream.oldest_t_ns:
+            self.add(message, heard_ns)
 
     def __contains__(self, message: object) -> bool:
         if not isinstance(message, Stage):
@@ -70,7 +85,11 @@ class StageHistory:
     def recent(self, instrument: str) -> list[Stage]:
         """All that is kept of an instrument, in the order in which it came."""
         kept = [
-            entry for key, stream in self._streams.items() if key[0] == instrument for entry in stream.messages.values()
+            entry
+            for key, stream in self._streams.items()
+            if key[0] == instrument
+            for entry in stream.messages.values()
+            if entry[1].t_ns >= stream.oldest_t_ns
         ]
         return [message for _, message in sorted(kept, key=lambda entry: entry[0])]
 

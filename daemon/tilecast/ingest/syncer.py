@@ -45,7 +45,7 @@ class Syncer:
     """
 
     def __init__(
-        self, *, interval_s: float, on_durable: Callable[[], None], on_failure: Callable[[OSError], None]
+        self, *, interval_s: float, on_durable: Callable[[], None], on_failure: Callable[[Exception], None]
     ) -> None:
         self._interval_s = interval_s
         self._on_durable = on_durable
@@ -57,7 +57,7 @@ class Syncer:
         self._first_write: float | None = None
         self._closing = False
         self._news: list[tuple[str, int]] = []
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._n_syncs = 0
         self._sync_s = 0.0
         self._thread = threading.Thread(target=self._run, name="tilecast-sync", daemon=True)
@@ -87,7 +87,7 @@ class Syncer:
         return self._written
 
     @property
-    def failure(self) -> OSError | None:
+    def failure(self) -> Exception | None:
         """The error that ended this thread, if one did."""
         return self._failure
 
@@ -130,7 +130,7 @@ class Syncer:
             began = time.monotonic()
             try:
                 synced = [(journal.run, journal.sync()) for journal in journals]
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - the end of a thread: kept, and handed to whoever can act
                 with self._condition:
                     self._failure = error
                     self._condition.notify_all()

@@ -16,26 +16,26 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 import zmq
 import zmq.asyncio
 
-from tilecast.errors import StoreError
 from tilecast.publish import answers
 from tilecast.publish.answers import Answer
 from tilecast.store.folders import folder_nbytes, list_runs, run_folder
-from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
-from tilecast_protocol.errors import MalformedError, PZFError, QueryError, TilecastError
+from tilecast.store.tile_store import StoreDamagedError, StoreUnfinishedError
+from tilecast_protocol.errors import QueryError, TilecastError
 from tilecast_protocol.messages import Buffer
-from tilecast_protocol.queries import COMMANDS, make_error, make_reply, parse_query, query_id
+from tilecast_protocol.queries import COMMANDS, QueryId, make_error, make_reply, parse_query, query_id
 
 log = structlog.get_logger()
 
 MAX_IN_FLIGHT = 64
 _MAX_OPEN_READERS = 32
+_MAX_ORDERS = 8
 
 
 class Operations(Protocol):
@@ -61,13 +61,26 @@ class Operations(Protocol):
         """The report of a loaded run as it would be written now; None if it is not loaded."""
         ...
 
-    def operate(self, query: dict[str, Any]) -> dict[str, Any]:
-        """Carry out an operator's order; raises QueryError."""
+    def await_store(self, run: str) -> None:
+        """Wait until the store of a run that has just begun is there; returns at once for any other."""
         ...
+
+    def operate(self, query: dict[str, Any]) -> dict[str, Any]:
+        """Carry out an operator's order; raises QueryError. Called in threads for orders, and may take long."""
+        ...
+
+
+class _Order(NamedTuple):
+    """What an operator wants done, and the number of the question."""
+
+    number: QueryId
+    query: dict[str, Any]
 
 
 class QueryServer:
     """Answers queries.
+
+    Orders of operators, which may take as long as a rebuild takes, have threads of their own.
 
     Parameters
     ----------
@@ -102,6 +115,7 @@ class QueryServer:
         self._max_region_pixels = max_region_pixels
         self._max_tiles = max_tiles
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tilecast-read")
+        self._order_pool = ThreadPoolExecutor(_MAX_ORDERS, thread_name_prefix="tilecast-order")
         self._lock = threading.Lock()
         self._readers: OrderedDict[str, SqliteReader] = OrderedDict()
         self._in_flight: Counter[bytes] = Counter()
@@ -118,7 +132,8 @@ class QueryServer:
         finally:
             for task in self._tasks:
                 task.cancel()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            for pool in (self._pool, self._order_pool):
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def _accept(self, frames: list[zmq.Frame]) -> None:
         """Begin to answer one request; a REQ socket puts an empty frame before it, a DEALER does not."""
@@ -144,6 +159,8 @@ class QueryServer:
             loop = asyncio.get_running_loop()
             operator = self._is_operator(request[0])
             reply = await loop.run_in_executor(self._pool, self._reply, request, operator)
+            if isinstance(reply, _Order):
+                reply = await loop.run_in_executor(self._order_pool, self._carry_out, reply)
             await self._send(envelope, reply)
         finally:
             self._in_flight[envelope[0]] -= 1
@@ -156,28 +173,52 @@ class QueryServer:
         except zmq.Again:
             self.n_errors["unsent"] += 1  # a viewer that does not read its answers; it will ask again, or not
 
-    def _reply(self, request: list[zmq.Frame], operator: bool) -> list[Buffer]:
-        """The whole answer to one request; in a thread of the pool."""
+    def _reply(self, request: list[zmq.Frame], operator: bool) -> list[Buffer] | _Order:
+        """The whole answer to one request, or the order that it is; in a thread of the pool."""
         number = None
         try:
             if len(request) != 1:
                 raise QueryError("malformed", f"a request is one part; {len(request)} came")
             number = query_id(request[0])
             query = parse_query(request[0])
-            self.n_queries[query["cmd"]] += 1
-            if COMMANDS[query["cmd"]].operator and not operator:
-                raise QueryError("not-allowed", f"{query['cmd']} is for operators: on this machine, or with a key")
-            answer = self._answer_query(query)
-            return make_reply(number, answer.payload, **answer.values)
+        except QueryError as error:
+            return self._refuse(number, error)
+        cmd = query["cmd"]
+        self.n_queries[cmd] += 1
+        if not COMMANDS[cmd].operator:
+            return self._answered(number, query, self._answer_query)
+        if not operator:
+            refusal = QueryError("not-allowed", f"{cmd} is for operators: on this machine, or with a key")
+            return self._refuse(number, refusal)
+        return _Order(number, query)
+
+    def _carry_out(self, order: _Order) -> list[Buffer]:
+        """The answer to an order; in a thread for orders."""
+        return self._answered(order.number, order.query, lambda query: Answer(self._operations.operate(query)))
+
+    def _answered(
+        self, number: QueryId, query: dict[str, Any], answer: Callable[[dict[str, Any]], Answer]
+    ) -> list[Buffer]:
+        """The reply with this answer, or with why there is none."""
+        try:
+            found = answer(query)
+            return make_reply(number, found.payload, **found.values)
         except QueryError as error:
             refusal = error
-        except (StoreError, PZFError, MalformedError) as error:
-            refusal = QueryError("failed", str(error))
+        except StoreUnfinishedError:
+            refusal = QueryError(
+                "unknown-run",
+                "nothing can be said of this run yet: its store is being made, so ask again in a moment; or its making "
+                "was cut short, and `tilecast rebuild` finishes it",
+            )
         except TilecastError as error:
             refusal = QueryError("failed", str(error))
         except Exception as error:
             log.error("query failed", error=repr(error), exc_info=error)
             refusal = QueryError("failed", "the daemon failed to answer this; its log says why")
+        return self._refuse(number, refusal)
+
+    def _refuse(self, number: QueryId, refusal: QueryError) -> list[Buffer]:
         self.n_errors[refusal.code] += 1
         return make_error(number, refusal)
 
@@ -208,8 +249,8 @@ class QueryServer:
                 return answers.placements(self._reader(query["run"]), query, operations.unplaced(query["run"]))
             case "report":
                 return Answer(self._report(query["run"]))
-            case _:
-                return Answer(operations.operate(query))
+            case cmd:
+                raise QueryError("unknown-command", f"nothing is known of {cmd}")
 
     def _runs(self) -> list[dict[str, Any]]:
         return [
@@ -229,13 +270,22 @@ class QueryServer:
     def _reader(self, run: str) -> SqliteReader:
         """The read-only view of a run that all threads of the pool share."""
         folder = run_folder(self._root, run)
+        if not folder.is_dir():
+            self.forget(run)
+            raise QueryError("unknown-run", f"there is no run {run} here; `runs` lists those that are")
         with self._lock:
             reader = self._readers.get(run)
-            if reader is None or not (folder / TILES_NAME).exists():
-                self._readers.pop(run, None)
-                if not (folder / TILES_NAME).exists():
-                    raise QueryError("unknown-run", f"there is no run {run} here; `runs` lists those that are")
-                reader = self._readers[run] = SqliteReader(folder)
+        if reader is None:
+            try:
+                reader = SqliteReader(folder)
+            except StoreDamagedError:
+                self._operations.await_store(run)  # its start may have been acknowledged a moment ago
+                reader = SqliteReader(folder)
+        with self._lock:
+            kept = self._readers.setdefault(run, reader)
+            if kept is not reader:
+                reader.close()  # another thread was faster
+                reader = kept
             self._readers.move_to_end(run)
             while len(self._readers) > _MAX_OPEN_READERS:
                 self._readers.popitem(last=False)[1].close()

@@ -58,6 +58,7 @@ _HEARTBEAT_S = 1.0
 _MARK_NBYTES = 4096
 _PLACED_NBYTES = 512
 _CLOSE_S = 600.0
+_STORE_S = 10.0
 _TYPICAL_NOTIFICATION_NBYTES = 16 * 1024
 _TYPICAL_FRAME_NBYTES = 8 << 20
 
@@ -411,6 +412,12 @@ class Daemon:
         if self._ingester.run_loaded(run) is None:
             return None
         return self._in_ingest(lambda: self._machine.report(run) if run in self._machine.loaded() else None)
+
+    def await_store(self, run: str) -> None:
+        """Wait until the store of a run that has just begun is there."""
+        loaded = self._ingester.run_loaded(run)
+        if isinstance(loaded, Run):
+            loaded.store_ready.wait(_STORE_S)
 
     def operate(self, query: dict[str, Any]) -> dict[str, Any]:
         """Carry out an operator's order."""

@@ -160,9 +160,9 @@ def _check_name(name: str) -> str:
     return name
 
 
-def _check_even(value: int) -> int:
-    if value % 2:
-        raise ValueError("a tile's size must be even: four tiles are reduced to one")
+def _check_tile_size(value: int) -> int:
+    if value % 8:
+        raise ValueError("a tile's size must be a multiple of 8")
     return value
 
 
@@ -355,7 +355,7 @@ class BlendOptions(_Section):
     mode: Literal["feather", "mean", "max", "min", "newest", "nearest"] = _option(
         "feather", "What is shown where frames overlap, for runs whose start does not say."
     )
-    tile_size: Annotated[int, AfterValidator(_check_even)] = _option(
+    tile_size: Annotated[int, AfterValidator(_check_tile_size)] = _option(
         256, "Edge of a tile of the mosaic, for new runs.", unit="px", ge=16, le=4096
     )
     budget_bytes: Size = _option(

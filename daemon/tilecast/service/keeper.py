@@ -1,15 +1,14 @@
 """What the ingest thread asks of run folders: make one, find one, load one, keep a note in one.
 
-Beside what is frozen (`runs`), a run has `ingest.json`: what the ingest machine knows and the journal cannot tell, such
-as how many messages were refused. It is written when the run changes its phase, issues a report, or is given back.
-Where a run is in its life, and its reports, are read from its store: what stands there has happened.
+What lies in such a folder, and how it is written, is the business of `runs`; here is what it means for the life of a
+run. Where a run is in its life, and its reports, are read from its store: what stands there has happened.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,14 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast_protocol.errors import JournalError
+from tilecast.store.tile_store import RunInfo, StoreUnfinishedError
+from tilecast_protocol.errors import TilecastError
 from tilecast_protocol.journal import Journal
+from tilecast_protocol.messages import Start
 from tilecast_protocol.ranges import RangeSet
+from tilecast_protocol.topics import parse_topic
 
 log = structlog.get_logger()
-
-INGEST_NAME = "ingest.json"
 
 
 class Keeper:
@@ -68,54 +68,67 @@ class Keeper:
         )
         return run, held
 
+    def discard(self, run: OpenRun) -> None:
+        """Take back what `create` made: the start could not be journalled."""
+        run.release(unfinished=True)
+        shutil.rmtree(run_folder(self._root, run.run))
+
     def lookup(self, run: str) -> RunRecord | None:
-        """What is kept of a run beside its journal; None if there is no such run."""
+        """What is kept of a run beside its journal; None if there is no such run.
+
+        Raises
+        ------
+        TilecastError
+            If there is one that cannot be read.
+        """
         folder = run_folder(self._root, run)
-        if not (folder / runs.JOURNAL_NAME).is_dir() and not (folder / TILES_NAME).exists():
+        if not folder.is_dir() or runs.is_stillborn(folder):
             return None
-        phase, revision = RunPhase.OPEN, 0
-        if (folder / TILES_NAME).exists():
-            with SqliteReader(folder) as reader:
-                info = reader.info()
-            phase, revision = RunPhase(info.state), info.revision
+        info = _store_info(folder)
+        phase, revision = (RunPhase.OPEN, 0) if info is None else (RunPhase(info.state), info.revision)
+        if not (folder / runs.JOURNAL_NAME).is_dir():
+            return None if info is None else _sealed(info)
         with Journal.open(folder / runs.JOURNAL_NAME, readonly=True) as journal:
             start = runs.first_start(journal)
-        frozen = runs.read_frozen(folder)
-        kept: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            kept = json.loads((folder / INGEST_NAME).read_text())
-        return RunRecord(
-            start=start,
-            phase=phase,
-            revision=revision,
-            rules=frozen.rules,
-            stage_stream=kept.get("stage_stream"),
-            held=bool(kept.get("held", False)),
-            counts=kept.get("counts", {}),
-        )
+        return runs.read_record(folder, start, runs.read_frozen(folder), phase, revision)
 
-    def load(self, run: str, *, complete: bool = False) -> Run:
-        """Open a run that exists, for writing; with `complete`, freeze the calibration that has come since."""
-        folder = run_folder(self._root, run)
+    def load(self, record: RunRecord) -> tuple[Run, bool]:
+        """Open a run that exists, for writing; whether it still lacks a calibration.
+
+        If it lacked one, every `start` that was journalled since is tried, the latest first; what it brings is frozen.
+        """
+        folder = run_folder(self._root, record.run)
         loaded = runs.load_run(folder, segment_bytes=self._config.journal.segment_bytes)
-        if not complete:
-            return loaded
-        for start in list(runs.starts_of(loaded.journal))[::-1]:
-            try:
-                frozen, calibration = runs.resolve(start, loaded.frozen.rules, self._config, self._plugins)
-            except CalibrationError as error:
-                log.warning("calibration still missing", run=run, why=str(error))
-                continue
-            runs.freeze_in(folder, frozen, calibration)
-            loaded.frozen, loaded.calibration = frozen, calibration
-            return loaded
-        return loaded
+        if not record.held:
+            return loaded, False
+        try:
+            for start in list(runs.starts_of(loaded.journal))[::-1]:
+                try:
+                    _, calibration = runs.resolve(start, loaded.frozen.rules, self._config, self._plugins)
+                except CalibrationError as error:
+                    log.warning("calibration still missing", run=record.run, why=str(error))
+                    continue
+                # Its mode and tile size were frozen at the start, whatever the configuration says now.
+                frozen = replace(loaded.frozen, calibration=calibration.sha256)
+                runs.freeze_in(folder, frozen, calibration)
+                loaded.frozen, loaded.calibration = frozen, calibration
+                return loaded, False
+        except BaseException:
+            loaded.release(unfinished=True)
+            raise
+        return loaded, True
 
     def placed_frames(self, run: OpenRun) -> RangeSet:
-        """Frames that have a place in the run's store."""
+        """Frames that have a place in the run's store.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be read.
+        """
         placed = RangeSet()
         folder = run_folder(self._root, run.run)
-        if (folder / TILES_NAME).exists():
+        if _store_info(folder) is not None:
             with SqliteReader(folder) as reader:
                 for row in reader.placements():
                     placed.add(row.placement.frame)
@@ -123,29 +136,32 @@ class Keeper:
 
     def keep(self, run: OpenRun, record: RunRecord) -> None:
         """Keep what the journal cannot tell."""
-        kept = {"stage_stream": record.stage_stream, "held": record.held, "counts": dict(record.counts)}
         try:
-            runs.write_durably(run_folder(self._root, run.run) / INGEST_NAME, json.dumps(kept).encode())
+            runs.keep_record(run_folder(self._root, run.run), record)
+        except OSError as error:
+            log.warning("cannot keep the counts of a run", run=run.run, why=str(error))
+
+    def keep_counts(self, run: OpenRun, counts: Mapping[str, Any]) -> None:
+        """Keep the last counts of a run that is about to be given back."""
+        try:
+            runs.keep_counts(run_folder(self._root, run.run), counts)
         except OSError as error:
             log.warning("cannot keep the counts of a run", run=run.run, why=str(error))
 
     def left_active(self) -> list[str]:
         """Runs that the last daemon had loaded and did not give back.
 
-        A folder whose journal holds no record is what is left of a `start` that was never acknowledged; it is removed.
+        What is left of a `start` that was never journalled, and so never acknowledged, is removed.
         """
         left = []
         for folder in runs.active_runs(self._root):
             try:
-                with Journal.open(folder / runs.JOURNAL_NAME, readonly=True) as journal:
-                    empty = next(iter(journal.records(with_parts=False)), None) is None
-            except JournalError as error:
+                if runs.is_stillborn(folder):
+                    shutil.rmtree(folder)
+                else:
+                    left.append(folder.name)
+            except (TilecastError, OSError) as error:
                 log.error("run cannot be recovered; the others go on", run=folder.name, why=str(error))
-                continue
-            if empty:
-                shutil.rmtree(folder)
-            else:
-                left.append(folder.name)
         return left
 
     def write_closed(self, run: str, *, renamed: str | None = None, note: str | None = None) -> None:
@@ -176,3 +192,21 @@ class Keeper:
                 shutil.rmtree(folder)
             except OSError as error:
                 raise StoreError(f"cannot delete {folder}: {error}") from error
+
+
+def _store_info(folder: Path) -> RunInfo | None:
+    """What the store of a run says of it; None if it has none, or the making of it was cut short."""
+    if not (folder / TILES_NAME).exists():
+        return None
+    try:
+        with SqliteReader(folder) as reader:
+            return reader.info()
+    except StoreUnfinishedError:
+        return None
+
+
+def _sealed(info: RunInfo) -> RunRecord:
+    """A run whose journal has been dropped: all that is left to say of it is that it takes no more."""
+    topic = parse_topic(f"tc1/{info.instrument}/{info.stream}/start")
+    header = info.header | ({"nbytes": 0} if info.header.get("nbytes") is not None else {})
+    return RunRecord(start=Start.from_header(topic, header), phase=RunPhase.SEALED, revision=info.revision)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import CommitResult
+from tilecast.store.tile_store import CommitResult, StoreDamagedError
 from tilecast_protocol.journal import Journal
 from tilecast_protocol.messages import Start
 from tilecast_protocol.ranges import RangeSet
@@ -151,11 +151,14 @@ def rebuild_run(
         start = runs.first_start(journal)
         calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
         settings, old = frozen.as_dict(), []
-        has_store = (folder / TILES_NAME).exists()
-        if has_store:
-            with SqliteReader(folder) as reader:
-                settings["mode"] = reader.info().settings["mode"]
-                old = [row.placement for row in reader.placements()]
+        has_store = False
+        # Of a ruined store nothing is believed: where its frames lay is found again from the journal.
+        with suppress(StoreDamagedError):
+            if (folder / TILES_NAME).exists():
+                with SqliteReader(folder) as reader:
+                    settings["mode"] = reader.info().settings["mode"]
+                    old = [row.placement for row in reader.placements()]
+                has_store = True
         if mode is not None:
             settings["mode"] = mode
         placing = place_all(journal, start, frozen, [] if rejoin else old, progress)
@@ -166,7 +169,8 @@ def rebuild_run(
             blend_all(store, placing.placements, frames, pyramid_settings, start, budget_bytes, progress)
             if not has_store:
                 store.set_state(placing.phase.value)
-                store.set_report(1, placing.report)
+                if placing.phase is not RunPhase.OPEN:
+                    store.set_report(1, placing.report)
         commit = swap_in(folder, lock=held, reason=f"rebuilt, {settings['mode']}")
         return Rebuilt(start, len(placing.placements), placing.n_joined, placing.unplaced, settings["mode"], commit)
 

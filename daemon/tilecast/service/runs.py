@@ -1,18 +1,20 @@
-"""The folder of a run: what is frozen in it at `start`, and who may write it.
+"""The folder of a run: what is frozen in it at `start`, what is kept beside its journal, and who may write it.
 
     <store.path>/<run>/
         frozen.json     what `start` was resolved to; written once, before the start is acknowledged
         dark.npy, flat.npy   the calibration's contents, if there is one
         journal/        the truth
+        ingest.json     what ingest knows and the journal cannot tell, such as how many messages were refused
         tiles.sqlite    the mosaic, a cache of it
         lock            held by whoever writes the run
         active          there while the daemon has the run loaded; a run that has it after a crash is recovered
 
-What can be derived is not in `frozen.json`: the `start` message itself is the journal's first record.
+What can be derived is not in `frozen.json`: the `start` message itself is the journal's first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,16 +30,19 @@ from tilecast import calibration as cal
 from tilecast.errors import CalibrationError, StoreError
 from tilecast.geometry import Placement
 from tilecast.ingest.joining import PlacingRules
+from tilecast.ingest.verdicts import RunPhase, RunRecord
 from tilecast.plugins import Plugins
 from tilecast.service.config import Config
 from tilecast.store.folders import run_folder
 from tilecast.store.lock import RunLock
+from tilecast.store.sqlite_connection import TILES_NAME, sync_folder
 from tilecast_protocol import pzf
 from tilecast_protocol.journal import Journal, RecordKind
 from tilecast_protocol.messages import Limits, Start, parse
 
 FROZEN_NAME = "frozen.json"
 ACTIVE_NAME = "active"
+INGEST_NAME = "ingest.json"
 JOURNAL_NAME = "journal"
 
 #: What is in a journal was taken in under the limits of its time.
@@ -99,7 +104,10 @@ class Run:
     start : Start
         The message that began it.
     store_ready : threading.Event
-        Set once the store file exists, so that readers may open it.
+        Set once the store thread has opened the store, so that readers may open it, or has found that it cannot.
+    stuck : str
+        Why its mosaic does not go on: a sentence, set by the blend or the store thread, empty while all is well. Its
+        journal goes on; what is missing is blended when the run is loaded again, or rebuilt.
     """
 
     run: str
@@ -110,6 +118,7 @@ class Run:
     journal: Journal
     lock: RunLock
     store_ready: threading.Event = field(default_factory=threading.Event)
+    stuck: str = ""
 
     def load(self, placement: Placement) -> NDArray[Any]:
         """The calibrated pixels of a placed frame, from the journal (the pyramid's `FrameSource`)."""
@@ -119,11 +128,25 @@ class Run:
         """One frame with the run's calibration applied."""
         return cal.apply(pixels, self.calibration).pixels
 
-    def release(self) -> None:
-        """Close the journal and give the run back, in good order."""
-        self.journal.close()
-        (self.folder / ACTIVE_NAME).unlink(missing_ok=True)
-        self.lock.release()
+    def release(self, *, unfinished: bool = False) -> None:
+        """Close the journal and give the run back.
+
+        Parameters
+        ----------
+        unfinished : bool
+            The next daemon is to load it as soon as it starts: it goes on, or something that was journalled has not
+            gone its way. So it is with a run that is stuck.
+
+        Raises
+        ------
+        JournalError, OSError
+            If something of it fails; it is given back all the same.
+        """
+        with contextlib.ExitStack() as last:
+            last.callback(self.lock.release)
+            if not unfinished and not self.stuck:
+                last.callback((self.folder / ACTIVE_NAME).unlink, missing_ok=True)
+            last.callback(self.journal.close)
 
 
 def image_pixels(journal: Journal, image_index: int, start: Start) -> NDArray[Any]:
@@ -201,19 +224,40 @@ def create_run(root: Path, start: Start, frozen: Frozen, calibration: cal.Calibr
         If the folder cannot be made, or there is one already.
     """
     folder = run_folder(root, start.run)
-    if folder.exists() and not (folder / JOURNAL_NAME).exists():
-        shutil.rmtree(folder)  # the daemon died before it had journalled the start, so nobody was promised anything
+    if is_stillborn(folder):
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    lock = RunLock(folder)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        lock = RunLock(folder)
+        undo.callback(lock.release)
         freeze_in(folder, frozen, calibration)
         write_durably(folder / ACTIVE_NAME, b"")
         journal = Journal.create(folder / JOURNAL_NAME, start.run, segment_bytes=segment_bytes)
+        undo.callback(journal.close)
         sync_folder(folder.parent)
-    except BaseException:
-        lock.release()
-        raise
+        undo.pop_all()
     return Run(start.run, folder, start, frozen, calibration, journal, lock)
+
+
+def is_stillborn(folder: Path) -> bool:
+    """Whether a run's folder holds nothing that was ever promised to anybody.
+
+    So it is if the daemon died, or the disk was full, before the start was journalled. A journal in which something
+    durable cannot be read any more is a damaged one, not an empty one.
+
+    Raises
+    ------
+    JournalError
+        If there is a journal that cannot be read at all.
+    """
+    if not folder.is_dir() or (folder / TILES_NAME).exists():
+        return False
+    if not any((folder / JOURNAL_NAME).glob("*.tcj")):
+        return True
+    with Journal.open(folder / JOURNAL_NAME, readonly=True) as journal:
+        is_empty = next(iter(journal.records(with_parts=False)), None) is None
+        return is_empty and not any(damage.durable for damage in journal.damage)
 
 
 def freeze_in(folder: Path, frozen: Frozen, calibration: cal.Calibration) -> None:
@@ -234,16 +278,19 @@ def load_run(folder: Path, *, segment_bytes: int) -> Run:
     StoreError, JournalError, CalibrationError
         If it is damaged.
     """
-    lock = RunLock(folder)
-    try:
+    with contextlib.ExitStack() as undo:
+        lock = RunLock(folder)
+        undo.callback(lock.release)
         frozen = read_frozen(folder)
-        write_durably(folder / ACTIVE_NAME, b"")
+        try:
+            write_durably(folder / ACTIVE_NAME, b"")
+        except OSError as error:
+            raise StoreError(f"cannot write in {folder}: {error.strerror}") from error
         journal = Journal.open(folder / JOURNAL_NAME, segment_bytes=segment_bytes)
+        undo.callback(journal.close)
         start = first_start(journal)
         calibration = load_calibration(folder, start.shape, frozen.calibration)
-    except BaseException:
-        lock.release()
-        raise
+        undo.pop_all()
     return Run(start.run, folder, start, frozen, calibration, journal, lock)
 
 
@@ -261,23 +308,82 @@ def read_frozen(folder: Path) -> Frozen:
         raise StoreError(f"cannot read {folder / FROZEN_NAME}: {error}") from error
 
 
+def frozen_images(folder: Path) -> dict[str, bytes]:
+    """For `dark` and `flat`, whichever were frozen in a run: their NPY files."""
+    return {role: path.read_bytes() for role in ("dark", "flat") if (path := folder / f"{role}.npy").exists()}
+
+
 def load_calibration(folder: Path, shape: tuple[int, int], sha256: str) -> cal.Calibration:
-    """The calibration that was frozen in a run, checked against the digest that was frozen beside it."""
-    images = {
-        role: cal.load_npy(path.read_bytes(), shape) if (path := folder / f"{role}.npy").exists() else None
-        for role in ("dark", "flat")
-    }
-    found = cal.freeze(dark=images["dark"], flat=images["flat"], shape=shape)
+    """The calibration that was frozen in a run, checked against the digest that was frozen beside it.
+
+    Raises
+    ------
+    CalibrationError
+        If it cannot be read, or is another one.
+    """
+    try:
+        images = {role: cal.load_npy(data, shape) for role, data in frozen_images(folder).items()}
+    except OSError as error:
+        raise CalibrationError(f"cannot read the calibration images in {folder}: {error.strerror}") from error
+    found = cal.freeze(dark=images.get("dark"), flat=images.get("flat"), shape=shape)
     if found.sha256 != sha256:
         raise CalibrationError(f"the calibration images in {folder} are not those that were frozen at its start")
     return found
+
+
+def read_record(folder: Path, start: Start, frozen: Frozen, phase: RunPhase, revision: int) -> RunRecord:
+    """What the ingest machine needs to go on with a run, beside its journal."""
+    kept = _read_kept(folder)
+    return RunRecord(
+        start=start,
+        phase=phase,
+        revision=revision,
+        rules=frozen.rules,
+        stage_stream=kept.get("stage_stream", start.stage_stream),
+        held=bool(kept.get("held", False)),
+        counts=kept.get("counts", {}),
+    )
+
+
+def keep_record(folder: Path, record: RunRecord) -> None:
+    """Keep in a run's folder what neither its journal nor its store can tell.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; what was kept before then stays.
+    """
+    _write_kept(
+        folder, {"stage_stream": record.stage_stream, "held": record.held, "counts": dict(record.counts)}
+    )
+
+
+def keep_counts(folder: Path, counts: Mapping[str, Any]) -> None:
+    """Keep the counts of a run, and leave the rest as it was kept last; OSError as `keep_record`."""
+    _write_kept(folder, _read_kept(folder) | {"counts": dict(counts)})
+
+
+def _read_kept(folder: Path) -> dict[str, Any]:
+    """What `keep_record` wrote; nothing if it is not there or ruined: then it starts from zero."""
+    kept: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads((folder / INGEST_NAME).read_text())
+    return kept if isinstance(kept, dict) else {}
+
+
+def _write_kept(folder: Path, kept: Mapping[str, Any]) -> None:
+    write_durably(folder / INGEST_NAME, json.dumps(kept).encode())
 
 
 def active_runs(root: Path) -> list[Path]:
     """Folders of the runs that a daemon had loaded when it ended without giving them back."""
     if not root.is_dir():
         return []
-    return sorted(path.parent for path in root.glob(f"*/{ACTIVE_NAME}") if (path.parent / JOURNAL_NAME).is_dir())
+    found = []
+    for path in sorted(root.glob(f"*/{ACTIVE_NAME}")):
+        with contextlib.suppress(StoreError):  # of a folder that is none of ours
+            found.append(run_folder(root, path.parent.name))
+    return found
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -289,12 +395,3 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     unborn.replace(path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

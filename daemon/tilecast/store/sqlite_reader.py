@@ -37,6 +37,7 @@ from tilecast.store.tile_store import (
     StoreDamagedError,
     StoredTile,
     StoreSize,
+    StoreUnfinishedError,
     TileReader,
     TileStamp,
     check_page,
@@ -305,7 +306,8 @@ class SqliteReader(SqliteReads):
         try:
             status = self._path.stat()
         except OSError as error:
-            raise StoreDamagedError(
+            kind = StoreUnfinishedError if isinstance(error, FileNotFoundError) else StoreDamagedError
+            raise kind(
                 f"cannot open {self._path}: {error.strerror}; `tilecast rebuild` makes it anew from the run's journal"
             ) from error
         if wal_path(self._path).exists():
@@ -318,7 +320,7 @@ class SqliteReader(SqliteReads):
         try:
             check_version(connection, self._path)
             if not has_run(connection):
-                raise StoreDamagedError(
+                raise StoreUnfinishedError(
                     f"{self._path} holds no run: its making was cut short; `tilecast rebuild` makes it anew"
                 )
         except BaseException:

@@ -63,6 +63,7 @@ from tilecast.store.tile_store import (
     CommitResult,
     NewRun,
     StoreDamagedError,
+    StoreUnfinishedError,
     TileStore,
     check_commit,
     check_new_run,
@@ -217,7 +218,7 @@ class SqliteStore(SqliteReads, TileStore):
                 if schema_version(connection) < SCHEMA_VERSION:
                     migrate(connection)
                 if new is None and not has_run(connection):
-                    raise StoreDamagedError(
+                    raise StoreUnfinishedError(
                         f"{path} holds no run: its making was cut short; `tilecast rebuild` makes it anew"
                     )
                 now_ns = clock_ns()

@@ -62,6 +62,10 @@ class StoreDamagedError(StoreError):
     """The store is missing, unfinished or ruined, and can only be made anew from the journal."""
 
 
+class StoreUnfinishedError(StoreDamagedError):
+    """The store is being made this moment, or its making was cut short."""
+
+
 class TileRow(NamedTuple):
     """A tile to be committed.
 

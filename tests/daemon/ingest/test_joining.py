@@ -1,4 +1,4 @@
-"""Joining frames to a stage stream: the rules one by one, the accuracy that is promised, and a slow joiner to compare."""
+"""Joining frames to a stage stream: rule by rule, the accuracy that is promised, and a slow joiner to compare with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference.slow_joiner import Exposure, Sample, SlowJoiner
 
+from reference.slow_joiner import Exposure, Sample, SlowJoiner
 from tilecast.geometry import PlaneKey, place_centre
 from tilecast.ingest import joining
 from tilecast.ingest.joining import BracketStats, Joined, Joiner, PlacingRules, StageTrack, Unjoined
@@ -118,7 +118,9 @@ def test_an_image_from_before_the_first_sample_waits_for_an_earlier_one() -> Non
 
 @pytest.mark.parametrize("allow_moving", [False, True])
 @pytest.mark.parametrize("said", [None, False, True])
-@pytest.mark.parametrize(("before", "after"), [(None, None), (False, False), (True, False), (False, True), (None, True)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, None), (False, False), (True, False), (False, True), (None, True)]
+)
 def test_the_image_says_whether_the_stage_moved_else_either_sample_does(
     before: bool | None, after: bool | None, said: bool | None, allow_moving: bool
 ) -> None:
@@ -158,9 +160,10 @@ class TestMemory:
         assert all(x == t for t, x in zip(track.t_ns, track.x_um, strict=True))
 
     def test_a_sample_older_than_all_that_are_left_makes_no_false_bracket(self) -> None:
-        joiner = Joiner(1e9, max_samples=8)
-        for t_ms in range(20):
+        joiner = Joiner(1e9, max_samples=80)
+        for t_ms in range(85):
             stage(joiner, t_ms, t_ms)
+        assert len(joiner.track) < 80
         joiner.add_image(image(0, 5.5))
         assert why(joiner, 0, 5.5) == joining.NO_EARLIER
         assert stage(joiner, 1, -1000) == []
@@ -326,7 +329,10 @@ def test_the_bound_holds_for_a_stage_that_starts_and_stops(seed: int) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["stage", "image"]), st.integers(0, 60), st.integers(-5, 5), st.sampled_from([None, True, False])
+            st.sampled_from(["stage", "image"]),
+            st.integers(0, 60),
+            st.integers(-5, 5),
+            st.sampled_from([None, True, False]),
         ),
         max_size=60,
     ),

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ingest_harness import ACK, MS, OTHER_RUN, PULL, RUN, SUB, T0, Camera, S, StageSource, Thread
 
+from ingest_harness import ACK, MS, OTHER_RUN, PULL, RUN, SUB, T0, Camera, S, StageSource, Thread
 from tilecast.geometry import PlaneKey
 from tilecast.ingest import joining, live_run
 from tilecast.ingest.machine import IngestMachine
@@ -52,7 +52,9 @@ class TestStart:
         assert thread.send(Camera(boot=9).start(t_ns=T0 + S)) == REPEATED
         assert thread.kinds() == ["start"]
 
-    @pytest.mark.parametrize("change", [{"name": "other"}, {"px_um": (1.0, 2.0)}, {"user": {"a": 1}}, {"n_expected": 3}])
+    @pytest.mark.parametrize(
+        "change", [{"name": "other"}, {"px_um": (1.0, 2.0)}, {"user": {"a": 1}}, {"n_expected": 3}]
+    )
     def test_one_that_says_anything_else_is_a_conflict_and_the_first_stands(self, change: dict[str, Any]) -> None:
         thread, camera = opened()
         assert reason_of(thread.send(camera.start(**change))) == "run-conflict"
@@ -168,6 +170,14 @@ class TestCalibration:
         thread.machine.accepted(verdict, held=True)
         assert thread.machine.record(RUN).held
         assert thread.machine.calibrated(RUN) == [Reload(RUN)]
+
+    def test_parts_that_came_once_are_not_journalled_again_while_something_else_is_missing(self) -> None:
+        thread, camera = opened(SUB, **self.PARTS)
+        whole = camera.start(**self.PARTS, parts=(b"dark",))
+        verdict = thread.machine.screen(whole, SUB, T0)
+        assert isinstance(verdict, Accept)
+        assert thread.machine.accepted(verdict) == [Reload(RUN)]
+        assert thread.machine.screen(whole, SUB, T0) == REPEATED
 
     def test_a_calibration_that_is_not_there_can_be_a_refusal(self) -> None:
         thread, camera = Thread(), Camera()
@@ -288,7 +298,7 @@ class TestImages:
     def test_one_that_failed_its_checks_was_not_seen(self) -> None:
         thread, camera = opened()
         message = placed_image(camera, 0)
-        thread.send(message, bad=lambda _: True)
+        thread.send(message, damaged=True)
         assert thread.machine.report(RUN)["rejected"] == {"bad-payload": 1}
         assert thread.machine.report(RUN)["received"] == 0
         assert isinstance(thread.send(message), Accept)
@@ -385,6 +395,41 @@ class TestStage:
         times = [(item.message.t_ns - T0) // MS for item in thread.journals[RUN][:-1]]
         assert times == [480, 510, 540, 570]
         assert thread.kinds()[-1] == "start"
+
+    def test_a_stage_of_another_time_is_not_its_own(self) -> None:
+        """A scan of yesterday is replayed beside a stage that is read now."""
+        thread = Thread()
+        thread.send(StageSource().at(T0, 0))
+        thread.send(Camera().start(T0 - 86_400 * S))
+        assert thread.kinds() == ["start"]
+
+    def test_a_stage_stream_that_goes_on_at_an_earlier_time_begins_anew(self) -> None:
+        thread = Thread()
+        for k in range(5):
+            thread.send(StageSource(boot=1).at(T0 + k * MS, 0))
+        replayed, yesterday = StageSource(boot=2), T0 - 86_400 * S
+        for k in range(3):
+            thread.send(replayed.at(yesterday + k * MS, 0))
+        thread.send(Camera().start(yesterday + 3 * MS))
+        assert [item.message.t_ns - yesterday for item in thread.journals[RUN][:-1]] == [0, MS, 2 * MS]
+
+    def test_frames_that_are_held_bring_their_time_with_them(self) -> None:
+        """The start itself was overtaken by a second of the scan."""
+        thread, camera, stage = Thread(), Camera(), StageSource()
+        start = camera.start(T0)
+        for k in range(20):
+            thread.send(stage.at(T0 + k * 50 * MS, 0), SUB)
+            thread.send(camera.image(k, T0 + (k * 50 + 25) * MS), SUB)
+        thread.send(stage.at(T0 + 1000 * MS, 0), SUB)
+        thread.send(start, SUB)
+        assert list(thread.corners()) == list(range(20))
+
+    def test_what_is_out_of_date_is_left_out_wherever_it_lies(self) -> None:
+        thread, stage = Thread(IngestSettings(join_max_gap_ms=100)), StageSource()
+        for t_ms in (500, 300, 480, 350):
+            thread.send(stage.at(T0 + t_ms * MS, 0))
+        thread.send(Camera().start(T0 + S))
+        assert [(item.message.t_ns - T0) // MS for item in thread.journals[RUN][:-1]] == [500, 480]
 
     def test_at_least_the_latest_of_each_stream(self) -> None:
         thread = Thread(IngestSettings(join_max_gap_ms=100))
@@ -682,6 +727,33 @@ class TestLife:
         thread.settle()
         assert (thread.report()["late"], thread.report()["placed"]) == (1, 1)
 
+    def test_a_run_that_waits_for_a_stage_waits_no_longer_than_until_it_would_be_idle(self) -> None:
+        thread, camera = opened(settings=IngestSettings(idle_end_s=10, unload_after_s=1))
+        stage = StageSource()
+        thread.send(stage.at(T0 - MS, 0))
+        thread.send(camera.image(0))
+        thread.send(camera.end(1))
+        thread.tick(9_999)
+        assert thread.unloaded == []
+        thread.tick(1)
+        assert thread.unloaded == [RUN]
+        thread.send(stage.at(T0 + MS, 0))
+        assert thread.kinds() == ["start", "stage", "image", "end"]
+
+    def test_a_late_bracket_is_taken_until_then(self) -> None:
+        thread, camera = opened(settings=IngestSettings(idle_end_s=10, unload_after_s=1))
+        stage = StageSource()
+        thread.send(stage.at(T0 - MS, 0))
+        thread.send(camera.image(0))
+        thread.send(camera.end(1))
+        for _ in range(9):
+            thread.tick(1000)
+        thread.send(stage.at(T0 + MS, 0))
+        assert list(thread.corners()) == [0]
+        thread.settle()
+        assert [report["placed"] for report in thread.reports[RUN]] == [0, 1]
+        assert thread.unloaded == [RUN]
+
     def test_an_operator_can_end_a_run(self) -> None:
         thread, camera = opened()
         thread.send(placed_image(camera, 1))
@@ -891,7 +963,10 @@ class TestRecovery:
         assert set(again.corners()) == {0, 1, 2, 3, 4, 5, 9}
         assert again.send(camera.image(2)) == DUPLICATE
         again.settle()
-        assert {"what": "frames", "missing": [[6, 8]], "n_missing": 3} in again.said("gap")
+        assert again.said("gap")[0] == {"what": "frames", "missing": [[6, 8]], "n_missing": 3, "all": True}
+        again.send(camera.image(7, T0 + 110 * MS))
+        again.settle()
+        assert again.said("gap")[1:] == [{"what": "frames", "healed": [[7, 7]], "n_healed": 1}]
 
     def test_messages_of_the_old_process_are_known(self) -> None:
         thread, camera, stage = self.interrupted()
@@ -902,6 +977,28 @@ class TestRecovery:
         for message in (image, sample, note):
             assert again.send(message) == RESENT
         assert again.kinds() == thread.kinds()
+
+    def test_the_stage_is_remembered(self) -> None:
+        thread, _, _ = self.interrupted()
+        again = thread.killed()
+        again.send(Camera("cam2", run=OTHER_RUN).start(T0 + 100 * MS))
+        assert again.records[OTHER_RUN].stage_stream == "stage"
+        assert again.kinds(OTHER_RUN) == ["stage"] * 6 + ["start"]
+
+    def test_a_run_of_long_ago_does_not_make_the_stage_forgotten(self) -> None:
+        thread, _, _ = self.interrupted()
+        old = Camera("cam2", run=OTHER_RUN)
+        long_ago = T0 - 86_400 * S
+        thread.records[OTHER_RUN] = replace(thread.records[RUN], start=old.start(long_ago))
+        thread.journals[OTHER_RUN] = [
+            thread.journals[RUN][1]._replace(message=StageSource(boot=9).at(long_ago + k, 0), t_recv_ns=long_ago)
+            for k in range(3)
+        ]
+        for records in (thread.records, dict(reversed(thread.records.items()))):
+            thread.records = records
+            again = thread.killed()
+            again.send(Camera("cam3", run="33333333-2222-4333-8444-555555555555").start(T0 + 100 * MS))
+            assert again.kinds("33333333-2222-4333-8444-555555555555") == ["stage"] * 6 + ["start"]
 
     def test_brackets_are_counted_once(self) -> None:
         thread, _, _ = self.interrupted()
@@ -948,9 +1045,25 @@ class TestRecovery:
         again.settle()
         assert again.report()["late"] == 1
 
+    @pytest.mark.parametrize("is_joined", [False, True])
+    def test_what_came_after_the_last_report_is_reported_though_nothing_was_kept_since(self, is_joined: bool) -> None:
+        thread, camera = opened()
+        stage = StageSource()
+        thread.send(stage.at(T0 - MS, 0))
+        thread.send(camera.image(0) if is_joined else placed_image(camera, 0))
+        thread.send(camera.end(1))
+        thread.tick(2000)
+        kept = thread.records[RUN]
+        thread.send(stage.at(T0 + MS, 0) if is_joined else placed_image(camera, 1))
+        thread.records[RUN] = kept
+        again = thread.killed(n_placed=0)
+        again._load(RUN)
+        again.settle()
+        assert [report["placed"] for report in again.reports[RUN]] == ([0, 1] if is_joined else [1, 2])
+
     def test_a_place_that_the_store_has_and_the_journal_does_not_give_stands(self) -> None:
         """A registration, or a rebuild that joined anew, has placed it."""
-        thread, camera, _ = self.interrupted()
+        thread, _, _ = self.interrupted()
         thread.placed[RUN][5] = replace(thread.placed[RUN][0], frame=5)
         again = thread.killed()
         assert again.machine.unplaced(RUN) == {}

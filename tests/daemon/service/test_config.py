@@ -128,7 +128,7 @@ class TestRefusals:
             ("viewers.threads=2.5", "viewers.threads (--set): expected whole number"),
             ("join.allow_moving=perhaps", "expected true or false; got 'perhaps'"),
             ("blend.mode=median", "expected feather | mean | max | min | newest | nearest; got 'median'"),
-            ("blend.tile_size=63", "must be even"),
+            ("blend.tile_size=63", "multiple of 8"),
             ("ingest.hold_bytes=64 parsecs", "text such as '256MiB'"),
             ("ingest.blend_status=0,4", "ingest.blend_status (--set)"),
             ("ingest.blend_status=[0", "expected a list of numbers"),

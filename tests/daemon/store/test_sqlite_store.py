@@ -23,7 +23,7 @@ from tilecast.store import migrations
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import Commit, StoreDamagedError, StoreFullError, TileRow
+from tilecast.store.tile_store import Commit, StoreDamagedError, StoreFullError, StoreUnfinishedError, TileRow
 from tilecast.testing.store_suite import NEW_RUN, P0, P1, RUN, a_placement, a_tile, contents
 
 BIG = bytes(2**20)
@@ -285,7 +285,7 @@ def test_a_making_that_was_cut_short_is_finished(tmp_path: Path) -> None:
     """
     assert in_another_process(code, tmp_path) == 9
     for opening in (SqliteStore.open, SqliteReader):
-        with pytest.raises(StoreDamagedError, match="its making was cut short"):
+        with pytest.raises(StoreUnfinishedError, match="its making was cut short"):
             opening(tmp_path)
     with SqliteStore.create(tmp_path, NEW_RUN) as store:
         assert store.info().name == NEW_RUN.name

@@ -1,0 +1,228 @@
+"""Real scans through the real `tilecast send` to a real daemon: the store holds what the reference says.
+
+Where each frame must lie is worked out here from the table of positions alone, not with the code that `send` uses.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
+from tilecast.process import DaemonProcess
+from tilecast.store.sqlite_reader import SqliteReader
+
+SCANS = ("lscm_tensile_ref", "mist_5x5", "czi_mosaic_test", "cut_lscm_int_6x6")
+STAGE_UM = ("--columns", "x_um,y_um", "--anchor", "corner", "--px-um", "0.5", "--flip-y")
+
+
+class Sent(NamedTuple):
+    """A scan that was sent: what was said, and the folder of its run."""
+
+    said: str
+    folder: Path
+
+
+def send(endpoint: str, *arguments: str | Path, code: int = 0) -> str:
+    """What the command says, as a person would see it."""
+    command = [sys.executable, "-m", "tilecast", "send", *map(str, arguments), "--to", endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def run_of(said: str) -> str:
+    """The uuid of the run that was sent."""
+    found = re.search(r"as the run ([0-9a-f-]{36})\.", said)
+    assert found, said
+    return found[1]
+
+
+def nearest(value: float) -> int:
+    """PROTOCOL, Positions: floor(v + 0.5)."""
+    return math.floor(value + 0.5)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The rows of its positions.csv, in order of frames."""
+    with (folder / "positions.csv").open(newline="") as file:
+        return sorted(csv.DictReader(file), key=lambda row: int(row["frame"]))
+
+
+def corners_px(folder: Path) -> dict[int, tuple[int, int]]:
+    """Row and column of each frame's first pixel, as its table says in pixels."""
+    return {int(row["frame"]): (nearest(float(row["y_px"])), nearest(float(row["x_px"]))) for row in table(folder)}
+
+
+def corners_um(folder: Path) -> dict[int, tuple[int, int]]:
+    """The same from stage coordinates of the corner, y upwards, 0.5 µm per pixel."""
+    return {
+        int(row["frame"]): (nearest(float(row["y_um"]) / -0.5), nearest(float(row["x_um"]) / 0.5))
+        for row in table(folder)
+    }
+
+
+@pytest.fixture(scope="module")
+def sent(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sent]]:
+    """Every real scan, sent to one daemon, which has ended since."""
+    store = tmp_path_factory.mktemp("sent")
+    said = {}
+    with DaemonProcess(store, log_file=store.with_suffix(".log")) as daemon:
+        endpoint = daemon.endpoints["ingest.ack"]
+        for name in SCANS:
+            said[name] = send(endpoint, shared_data / "scans" / name)
+        said["stage"] = send(endpoint, shared_data / "scans" / "cut_lscm_int_6x6", *STAGE_UM, "--blend", "nearest")
+        assert daemon.stop() == 0
+    yield {name: Sent(text, store / run_of(text)) for name, text in said.items()}
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", [*SCANS, "stage"])
+def test_the_store_holds_what_the_reference_says(sent: dict[str, Sent], shared_data: Path, name: str) -> None:
+    scan = shared_data / "scans" / ("cut_lscm_int_6x6" if name == "stage" else name)
+    folder = sent[name].folder
+    frames = np.load(scan / "frames.npz")["frames"]
+    corners = corners_um(scan) if name == "stage" else corners_px(scan)
+    journalled = journalled_frames(folder)
+    assert journalled.keys() == corners.keys()
+    for frame, pixels in journalled.items():
+        np.testing.assert_array_equal(pixels, frames[frame])
+    with SqliteReader(folder) as reader:
+        info = reader.info()
+        assert {row.placement.frame for row in reader.placements()} == corners.keys()
+    assert info.report is not None
+    assert info.state == "ended"
+    assert (info.report["received"], info.report["n_missing"], info.report["n_unplaced"]) == (len(frames), 0, 0)
+    assert info.settings["mode"] == ("nearest" if name == "stage" else "feather")
+    assert_same(stored_mosaic(folder), reference_mosaic(folder, journalled, corners))
+
+
+@pytest.mark.shared_data
+def test_it_says_how_it_read_the_scan_and_how_to_see_it(sent: dict[str, Sent]) -> None:
+    said = sent["lscm_tensile_ref"].said.splitlines()
+    assert said[0].startswith("Read 16 frames of 1024×1024 uint8 from frames.npz, and x_px,y_px of positions.csv")
+    assert f"All 16 frames are safe on the daemon's disk, as the run {sent['lscm_tensile_ref'].folder.name}." in said
+    assert said[-1].split() == ["tilecast", "export-png", sent["lscm_tensile_ref"].folder.name[:8]]
+    assert "y upwards, 0.5 µm per pixel" in sent["stage"].said
+    with SqliteReader(sent["stage"].folder) as reader:
+        start = reader.info().header
+    assert start["name"] == "cut_lscm_int_6x6"
+    assert start["affine"] == [[0.5, 0.0], [0.0, -0.5]]
+    assert start["n_expected"] == 36
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path / "runs", settings={"blend.tile_size": "64"}) as process:
+        yield process
+
+
+def pictures(rows: int = 3, cols: int = 4) -> tuple[NDArray[np.uint16], list[tuple[int, int]]]:
+    """A small scan cut from one picture, with its corners."""
+    y, x = np.mgrid[: 40 * rows + 20, : 50 * cols + 20]
+    whole = (2000 + 900 * np.sin(x / 9) + 700 * np.cos(y / 7 + x / 31)).astype(np.uint16)
+    corners = [(40 * row, 50 * col) for row, col in itertools.product(range(rows), range(cols))]
+    return np.stack([whole[row : row + 60, col : col + 70] for row, col in corners]), corners
+
+
+def write_table(path: Path, corners: list[tuple[int, int]], files: list[str] | None = None) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["frame" if files is None else "file", "x_px", "y_px"])
+        for number, (row, col) in enumerate(corners):
+            writer.writerow([number if files is None else files[number], col, row])
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png", "ome"])
+def test_files_of_any_kind(daemon: DaemonProcess, tmp_path: Path, kind: str) -> None:
+    frames, corners = pictures()
+    scan = tmp_path / "scan"
+    scan.mkdir()
+    options: list[str | Path] = []
+    if kind == "ome":
+        scan = tmp_path / "scan.ome.tif"
+        with tifffile.TiffWriter(scan, ome=True) as writer:
+            for pixels, (row, col) in zip(frames, corners, strict=True):
+                plane: dict[str, Any] = {"PositionX": [(col + 35) * 0.5], "PositionY": [(row + 30) * 0.5]}
+                plane |= {"PositionXUnit": ["µm"], "PositionYUnit": ["µm"]}
+                size = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+                writer.write(pixels, photometric="minisblack", metadata={"axes": "YX", "Plane": plane, **size})
+    else:
+        # Numbered against the order of the scan: the names in the table decide.
+        files = [f"tile_{len(frames) - n}.{kind}" for n in range(len(frames))]
+        for name, pixels in zip(files, frames, strict=True):
+            if kind == "tiff":
+                tifffile.imwrite(scan / name, pixels)
+            else:
+                Image.fromarray(pixels).save(scan / name)
+        write_table(tmp_path / "where.csv", corners, files)
+        options = ["--positions", tmp_path / "where.csv"]
+    run = run_of(send(daemon.endpoints["ingest.ack"], scan, *options, "--name", "mine", "--fps", "500"))
+    daemon.stop()
+    folder = tmp_path / "runs" / run
+    # In the order of the files' names, which is the other way round.
+    expected = {n: corner for n, corner in enumerate(corners if kind == "ome" else corners[::-1])}
+    assert_same(stored_mosaic(folder), reference_mosaic(folder, journalled_frames(folder), expected))
+    with SqliteReader(folder) as reader:
+        assert reader.info().name == "mine"
+
+
+def test_a_scan_that_is_broken_off_is_ended(daemon: DaemonProcess, tmp_path: Path) -> None:
+    frames, corners = pictures()
+    np.savez(tmp_path / "frames.npz", frames=frames)
+    write_table(tmp_path / "positions.csv", corners)
+    command = [sys.executable, "-m", "tilecast", "send", str(tmp_path / "frames.npz"), "--fps", "2"]
+    command += ["--to", daemon.endpoints["ingest.ack"]]
+    sending = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = daemon.wait_logged("run started")
+    sending.send_signal(signal.SIGINT)
+    said, _ = sending.communicate(timeout=60)
+    assert sending.returncode == 130
+    assert re.search(r"Stopped after \d+ of 12 frames; these are safe", said)
+    report = daemon.wait_logged("run report", run=started["run"])
+    assert (report["reason"], report["planned"], report["n_missing"]) == ("abort", 12, 0)
+    assert report["received"] < 12
+
+
+def test_warnings_are_shown(daemon: DaemonProcess, tmp_path: Path) -> None:
+    frames, corners = pictures()
+    np.savez(tmp_path / "frames.npz", frames=frames)
+    write_table(tmp_path / "positions.csv", [(3 * row, 3 * col) for row, col in corners])
+    said = send(daemon.endpoints["ingest.ack"], tmp_path / "frames.npz")
+    assert "Warning: 12 of 12 frames overlap no other" in said
+    assert "All 12 frames are safe" in said
+
+
+def test_what_is_refused_is_told(daemon: DaemonProcess, tmp_path: Path) -> None:
+    frames, corners = pictures()
+    np.savez(tmp_path / "frames.npz", frames=frames)
+    write_table(tmp_path / "positions.csv", corners)
+    said = send(daemon.endpoints["ingest.ack"], tmp_path / "frames.npz", "--stream", "daemon", code=2)
+    assert "daemon" in said
+
+
+def test_without_a_daemon_it_says_what_to_do(tmp_path: Path) -> None:
+    frames, corners = pictures()
+    np.savez(tmp_path / "frames.npz", frames=frames)
+    write_table(tmp_path / "positions.csv", corners)
+    with socket.socket() as nobody:  # bound and not listening: nobody else can be there
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
+        said = send(endpoint, tmp_path / "frames.npz", code=2)
+    assert f"no tilecast daemon is to be reached at {endpoint}" in said
+    assert "tilecast run" in said
