@@ -9,6 +9,7 @@ anybody does: command line, log, signals.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -154,7 +155,8 @@ class DaemonProcess:
         with stream:
             for text in stream:
                 if self._log_file is not None:
-                    with self._log_file.open("a") as file:
+                    # A full disk must not end the reading: the daemon would wait for it.
+                    with contextlib.suppress(OSError), self._log_file.open("a") as file:
                         file.write(text)
                 try:
                     line = json.loads(text)

@@ -39,8 +39,8 @@ from .messages import DaemonHeartbeat, RunNotice, Tiles, daemon_topic, parse_fro
 from .queries import Reply, make_query, parse_reply
 from .sockets import CurveKeys, Link
 
-MAX_SNAPSHOT_ATTEMPTS: Final = 5
-"""How often a snapshot is begun anew because the run was rebuilt while it was read."""
+MAX_ATTEMPTS: Final = 5
+"""How often reading page by page is begun anew because the run was rebuilt meanwhile."""
 
 
 class TileRef(NamedTuple):
@@ -161,10 +161,21 @@ class PlacedFrame(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placements:
-    """The frames that have a place, those that have none and why, and up to which revision this holds."""
+    """The frames of a run that have a place, and those that have none.
+
+    Attributes
+    ----------
+    placed : tuple of PlacedFrame
+        Those placed last come last.
+    unplaced : tuple of dict
+        For each reason `why` a frame may have no place, the ranges [first, last] of `frames`.
+    epoch, rev : int
+        Up to where this holds; the next `since`, if the epoch is still the same.
+    """
 
     placed: tuple[PlacedFrame, ...]
     unplaced: tuple[dict[str, Any], ...]
+    epoch: int
     rev: int
 
 
@@ -547,13 +558,32 @@ class Client:
             The run.
         since : int, optional
             Only what was placed after this revision.
+
+        Raises
+        ------
+        QueryError
+            Also (`conflict`) if the run is rebuilt all the time.
         """
-        answer = self.ask("placements", run=run, since=since).header
-        return Placements(
-            tuple(PlacedFrame._make(row[:12]) for row in _get(answer, "placements")),
-            tuple(_get(answer, "unplaced")),
-            _get(answer, "rev"),
-        )
+        for _ in range(MAX_ATTEMPTS):
+            placements = self._read_placements(run, since)
+            if placements is not None:
+                return placements
+        raise _always_rebuilt(run)
+
+    def _read_placements(self, run: str, since: int | None) -> Placements | None:
+        """All pages; None if the epoch changed between two of them."""
+        placed: dict[tuple[int, int], PlacedFrame] = {}
+        first = page = self.ask("placements", run=run, since=since).header
+        while _get(page, "epoch") == _get(first, "epoch"):
+            for row in _get(page, "placements"):
+                one = PlacedFrame._make(row[:12])
+                placed[one.frame, one.view] = one  # one that moved meanwhile comes again
+            if not _get(page, "more"):
+                unplaced = tuple(_get(page, "unplaced"))
+                return Placements(tuple(placed.values()), unplaced, _get(first, "epoch"), _get(first, "rev"))
+            after = (one.rev, one.frame, one.view)
+            page = self.ask("placements", run=run, since=since, after=after).header
+        return None
 
     def snapshot(self, run: str, *, tcz: tuple[int, int, int] | None = None, level: int | None = None) -> Snapshot:
         """All tiles of a run, or of one plane or level of it.
@@ -565,11 +595,11 @@ class Client:
         QueryError
             Also (`conflict`) if the run is rebuilt all the time.
         """
-        for _ in range(MAX_SNAPSHOT_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             snapshot = self._read_snapshot(run, tcz, level)
             if snapshot is not None:
                 return snapshot
-        raise QueryError("conflict", f"the run {run} was rebuilt {MAX_SNAPSHOT_ATTEMPTS} times while it was read")
+        raise _always_rebuilt(run)
 
     def _read_snapshot(self, run: str, tcz: tuple[int, int, int] | None, level: int | None) -> Snapshot | None:
         """All pages; None if the epoch changed between two of them."""
@@ -722,6 +752,10 @@ def _as_update(message: Tiles, tiles: Any) -> TileUpdate:
         t_commit_ns=message.t_commit_ns,
         bbox_um=message.bbox_um,
     )
+
+
+def _always_rebuilt(run: str) -> QueryError:
+    return QueryError("conflict", f"the run {run} was rebuilt {MAX_ATTEMPTS} times while it was read")
 
 
 def _get(answer: dict[str, Any], key: str) -> Any:

@@ -12,6 +12,9 @@ not know what a header means, what a pixel is, or who is connected. What the fil
 
 What happens when
 -----------------
+*A large payload* is written past the page cache where the file system can do that (`journal_direct`), padded to whole
+blocks. That costs little CPU, but `append` waits for the disk; and before `sync` it is as little durable as any other.
+
 *A write fails half-way* (the disk is full): the segment is cut back to where it ended, `append` raises, and the journal
 is as if nothing had been asked. Should even the cut fail, the next record is written over the remains.
 
@@ -59,6 +62,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from isal.isal_zlib import crc32
 
 from tilecast_protocol.errors import JournalError
+from tilecast_protocol.journal_direct import ALIGNMENT, DirectWriter
 from tilecast_protocol.journal_format import (
     HAS_ACKED_SEQ,
     HAS_FRAME,
@@ -137,7 +141,9 @@ class Journal:
         What `open` met and how it dealt with it. `verify` looks at everything.
     """
 
-    def __init__(self, folder: Path, run: uuid.UUID, nonce: int, *, readonly: bool, segment_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, run: uuid.UUID, nonce: int, *, readonly: bool, segment_bytes: int, direct: bool
+    ) -> None:
         """Use `create` or `open`."""
         self.folder = folder
         self.run = str(run)
@@ -153,6 +159,7 @@ class Journal:
         self._sync_lock = threading.Lock()  # held through an fsync: one at a time, and none while segments change
         self._folder_fd = -1
         self._fd = -1
+        self._direct = DirectWriter(wanted=direct)
         self._closed = False
         self._broken: str | None = None
         self._end = _End(0, -1, 0, 0)
@@ -164,7 +171,9 @@ class Journal:
     # Making and opening ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, folder: Path, run: str, *, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> Journal:
+    def create(
+        cls, folder: Path, run: str, *, segment_bytes: int = DEFAULT_SEGMENT_BYTES, direct: bool = True
+    ) -> Journal:
         """Begin the journal of a run. It is durable, though empty, when this returns.
 
         Parameters
@@ -175,6 +184,8 @@ class Journal:
             uuid of the run.
         segment_bytes : int
             A new file is begun before a record would make the present one longer than this.
+        direct : bool
+            Write large payloads past the page cache where the file system can.
 
         Raises
         ------
@@ -186,7 +197,8 @@ class Journal:
             run_id = uuid.UUID(run)
         except ValueError as cause:
             raise JournalError(f"a run is named by a uuid, got {run!r}") from cause
-        journal = cls(folder, run_id, secrets.randbits(64), readonly=False, segment_bytes=segment_bytes)
+        nonce = secrets.randbits(64)
+        journal = cls(folder, run_id, nonce, readonly=False, segment_bytes=segment_bytes, direct=direct)
         try:
             with _as_journal_error(f"cannot begin a journal in {folder}"):
                 _make_folder(folder)
@@ -202,8 +214,15 @@ class Journal:
         return journal
 
     @classmethod
-    def open(cls, folder: Path, *, readonly: bool = False, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> Journal:
-        """Open the journal in a folder.
+    def open(
+        cls,
+        folder: Path,
+        *,
+        readonly: bool = False,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        direct: bool = True,
+    ) -> Journal:
+        """Open the journal in a folder; for `segment_bytes` and `direct` see `create`.
 
         A writable one is made sound first: a torn tail is cut off, and everything in it is durable when this returns. A
         read-only one changes nothing; it may be opened while another process appends, and then shows what was there.
@@ -216,7 +235,8 @@ class Journal:
         folder = Path(folder).absolute()
         with _as_journal_error(f"cannot open the journal in {folder}"):
             head = _identify(folder)
-            journal = cls(folder, uuid.UUID(bytes=head.run), head.nonce, readonly=readonly, segment_bytes=segment_bytes)
+            run_id = uuid.UUID(bytes=head.run)
+            journal = cls(folder, run_id, head.nonce, readonly=readonly, segment_bytes=segment_bytes, direct=direct)
             try:
                 if not readonly:
                     journal._lock_folder()
@@ -459,7 +479,8 @@ class Journal:
         header : bytes
             As it came, at most 1 MiB.
         parts : sequence of buffers
-            The payload; each C-contiguous. Written from where they lie, without a copy.
+            The payload; each C-contiguous. Never copied as a whole, and not at all if it is one large part that begins
+            at a multiple of `journal_direct.ALIGNMENT` in memory.
         t_recv_ns : int
             When the message was received, UTC ns.
         frame : int, optional
@@ -486,14 +507,17 @@ class Journal:
         for view in views:
             payload_crc = crc32(view, payload_crc)
         payload_nbytes = sum(view.nbytes for view in views)
-        nbytes = RECORD_HEAD_BYTES + len(meta) + payload_nbytes
+        unpadded = RECORD_HEAD_BYTES + len(meta) + payload_nbytes
         offset = self._end.lsn - self._segments[-1].base_lsn
-        if offset > SEGMENT_HEAD_BYTES and offset + nbytes > self._segment_bytes:
+        before, behind = self._padding(offset + unpadded - payload_nbytes, payload_nbytes)
+        if offset > SEGMENT_HEAD_BYTES and offset + before + unpadded + behind > self._segment_bytes:
             with self._sync_lock:
                 self._list_in_index(self._sync_written())
                 with _as_journal_error(f"cannot begin a new segment in {self.folder}"):
                     self._begin_segment(self._end.lsn)
             offset = SEGMENT_HEAD_BYTES
+            before, behind = self._padding(offset + unpadded - payload_nbytes, payload_nbytes)
+        nbytes = before + unpadded + behind
         lsn = self._end.lsn
         flags = (frame is not None) * HAS_FRAME | (acked_seq >= 0) * HAS_ACKED_SEQ | pzf * IS_PZF
         try:
@@ -510,6 +534,8 @@ class Journal:
                 payload_nbytes=payload_nbytes,
                 topic_nbytes=len(topic_bytes),
                 n_parts=len(views),
+                padding_before=before,
+                padding_behind=behind,
                 header_nbytes=len(header),
                 meta_crc=crc32(meta),
                 payload_crc=payload_crc,
@@ -519,7 +545,7 @@ class Journal:
             raise JournalError(f"numbers of a record are 64-bit, {said}") from cause
         try:
             with _as_journal_error(f"cannot write to {self._segments[-1].path}"):
-                _pwrite(self._fd, [head + meta, *views], offset)
+                self._write(head + meta, views, before, behind, offset)
         except JournalError:
             # Where even this fails, the next record is written over the remains.
             with suppress(OSError):
@@ -529,6 +555,24 @@ class Journal:
             image_index = self._images.add(lsn, nbytes, frame) if frame is not None else None
             self._end = _End(lsn + nbytes, lsn, len(self._images), self._end.n_records + 1)
         return Position(lsn + nbytes, image_index)
+
+    def _padding(self, begin: int, nbytes: int) -> tuple[int, int]:
+        """Bytes of padding in front of and behind a payload that could begin at `begin` of the last segment."""
+        if not self._direct.takes(self._segments[-1].path, nbytes):
+            return 0, 0
+        return -begin % ALIGNMENT, -nbytes % ALIGNMENT
+
+    def _write(self, front: bytes, views: Sequence[memoryview], before: int, behind: int, offset: int) -> None:
+        """Write a record at `offset`: its payload past the page cache if it is one for that, else all of it through."""
+        segment, payload_nbytes = self._segments[-1], sum(view.nbytes for view in views)
+        if not self._direct.takes(segment.path, payload_nbytes):
+            _pwrite(self._fd, [front, bytes(before), *views, bytes(behind)], offset)
+            return
+        _pwrite(self._fd, [front, bytes(before)], offset)
+        at = offset + len(front) + before
+        done = self._direct.write(views, at)
+        if done < payload_nbytes + behind:
+            _pwrite(self._fd, _without([*views, bytes(behind)], done), at + done)
 
     def _begin_segment(self, base_lsn: int) -> None:
         """Go on in a new segment; all that was written is durable."""
@@ -621,6 +665,7 @@ class Journal:
 
     def _release(self) -> None:
         """Close the descriptors, and so give up the lock."""
+        self._direct.close()
         for fd in (self._fd, self._folder_fd):
             if fd >= 0:
                 os.close(fd)
@@ -807,16 +852,23 @@ def _as_journal_error(doing: str) -> Iterator[None]:
 
 def _pwrite(fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
     """Write all buffers at `offset` without joining them, however the kernel divides the work."""
-    rest = [memoryview(buffer) for buffer in buffers if len(buffer)]
+    rest = _without(buffers, 0)
     while rest:
         done = os.pwritev(fd, rest[:_MAX_WRITE_BUFFERS], offset)
         if done == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         offset += done
-        while rest and done >= len(rest[0]):
-            done -= len(rest.pop(0))
-        if done:
-            rest[0] = rest[0][done:]
+        rest = _without(rest, done)
+
+
+def _without(buffers: Sequence[bytes | memoryview], nbytes: int) -> list[memoryview]:
+    """What is left of buffers, empty ones dropped, when the first `nbytes` are taken away."""
+    left = []
+    for buffer in buffers:
+        if nbytes < len(buffer):
+            left.append(memoryview(buffer)[nbytes:])
+        nbytes = max(0, nbytes - len(buffer))
+    return left
 
 
 def _checked(topic: str, header: bytes, parts: Sequence[ReadableBuffer]) -> tuple[bytes, list[memoryview]]:

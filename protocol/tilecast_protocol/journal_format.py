@@ -8,18 +8,22 @@ A journal is a folder of segments `000000.tcj`, `000001.tcj`, … All integers a
 =======  ==========================================================================================================
 segment  64 bytes: magic `TCJS`, u2 version 1, u2 zero, u8 nonce, 16 bytes run uuid, u8 number of the segment, u8 lsn of
          its first byte, u8 zero, u4 zero, u4 CRC-32 of the 60 bytes before. Then records without a gap.
-record   92 bytes: magic `TCJR`, u1 version 1, u1 kind, u2 flags (1 frame given, 2 acked_seq given, 4 payload encoded as
+record   96 bytes: magic `TCJR`, u1 version 1, u1 kind, u2 flags (1 frame given, 2 acked_seq given, 4 payload encoded as
          PZF by whoever wrote the journal), u8 nonce, u8 lsn of its first byte, u8 lsn known durable when it was
          written, i8 t_recv_ns, u8 acked_seq, u8 frame, u8 image_index (number of images before it), u8 bytes of
-         payload, u2 bytes of topic, u2 number of parts, u4 bytes of header, u4 CRC-32 of the meta, u4 CRC-32 of the
-         payload, u4 CRC-32 of the 88 bytes before. Then the meta (u8 length of each part, topic, header as it came),
-         then the parts.
+         payload, u2 bytes of topic, u2 number of parts, u2 bytes of padding in front of the parts, u2 behind them, u4
+         bytes of header, u4 CRC-32 of the meta, u4 CRC-32 of the payload, u4 CRC-32 of the 92 bytes before. Then the
+         meta (u8 length of each part, topic, header as it came), padding, the parts, padding.
 =======  ==========================================================================================================
 
 An *lsn* counts the bytes since the journal began, segment headers included; a record's offset is its lsn minus that of
 its segment. The nonce is drawn when a journal is created. Together they make a record recognisable wherever a scan
 stands: bytes that merely look like one (a journal sent as pixels, a segment of another run copied into the folder) have
 another nonce or another lsn.
+
+Padding is written as zeros, belongs to its record, and is covered by no checksum. It lets a large payload begin and end
+where the blocks of the file do, so that it can be written past the page cache (`tilecast_protocol.journal_direct`); a
+reader only has to skip it.
 
 Kind 0 is filler: a whole record, of which only the fixed part means anything, put where a crash has left a hole in
 front of sound records, so that the hole is not taken for decay ever after.
@@ -44,7 +48,7 @@ VERSION = 1
 HAS_FRAME, HAS_ACKED_SEQ, IS_PZF = 1, 2, 4
 
 _SEGMENT_HEAD = struct.Struct("<4sHHQ16sQQQI")
-_RECORD_HEAD = struct.Struct("<4sBBHQQQqQQQQHHIII")
+_RECORD_HEAD = struct.Struct("<4sBBHQQQqQQQQHHHHIII")
 _CRC = struct.Struct("<I")
 _SEGMENT_MAGIC, _RECORD_MAGIC = b"TCJS", b"TCJR"
 SEGMENT_HEAD_BYTES = _SEGMENT_HEAD.size + _CRC.size
@@ -172,19 +176,26 @@ class RecordHead(NamedTuple):
     payload_nbytes: int
     topic_nbytes: int
     n_parts: int
+    padding_before: int
+    padding_behind: int
     header_nbytes: int
     meta_crc: int
     payload_crc: int
 
     @property
     def meta_nbytes(self) -> int:
-        """Bytes between the fixed part and the payload."""
+        """Bytes of the meta."""
         return 8 * self.n_parts + self.topic_nbytes + self.header_nbytes
+
+    @property
+    def payload_at(self) -> int:
+        """Where the payload begins, in bytes from the begin of the record."""
+        return RECORD_HEAD_BYTES + self.meta_nbytes + self.padding_before
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole record."""
-        return RECORD_HEAD_BYTES + self.meta_nbytes + self.payload_nbytes
+        return self.payload_at + self.payload_nbytes + self.padding_behind
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -231,6 +242,8 @@ def pack_record_head(
     payload_nbytes: int,
     topic_nbytes: int,
     n_parts: int,
+    padding_before: int,
+    padding_behind: int,
     header_nbytes: int,
     meta_crc: int,
     payload_crc: int,
@@ -251,6 +264,8 @@ def pack_record_head(
         payload_nbytes,
         topic_nbytes,
         n_parts,
+        padding_before,
+        padding_behind,
         header_nbytes,
         meta_crc,
         payload_crc,
@@ -273,6 +288,8 @@ def pack_filler(nonce: int, lsn: int, nbytes: int) -> bytes:
         payload_nbytes=nbytes - RECORD_HEAD_BYTES,
         topic_nbytes=0,
         n_parts=0,
+        padding_before=0,
+        padding_behind=0,
         header_nbytes=0,
         meta_crc=0,
         payload_crc=0,
@@ -313,7 +330,7 @@ def parse_record(data: bytes, nonce: int, lsn: int, offset: int) -> tuple[Found 
     head = parse_record_head(view, nonce, lsn)
     if head is None or head.nbytes != len(data):
         return None, "these bytes are no sound record"
-    payload = view[len(view) - head.payload_nbytes :]
+    payload = view[head.payload_at : head.payload_at + head.payload_nbytes]
     meta = bytes(view[RECORD_HEAD_BYTES : RECORD_HEAD_BYTES + head.meta_nbytes])
     flaw = flaw_of(head, meta, crc32(payload))
     return (None, flaw) if flaw else (Found(offset, head, meta, payload), None)
@@ -418,7 +435,7 @@ def walk(
         at += head.nbytes
         if head.kind == FILLER:
             continue
-        payload_at = at - head.payload_nbytes
+        payload_at = offset + head.payload_at
         meta = bytes(window.take(offset + RECORD_HEAD_BYTES, head.meta_nbytes))
         payload = window.take(payload_at, head.payload_nbytes) if with_payload else None
         payload_crc = None

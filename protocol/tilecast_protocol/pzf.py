@@ -64,6 +64,7 @@ from __future__ import annotations
 
 import functools
 import math
+import mmap
 import struct
 import threading
 from collections.abc import Callable
@@ -132,6 +133,8 @@ _CHUNKS_WRITTEN: Final = 2
 _MAX_ENCODED_BYTES: Final = (1 << 32) - 1
 #: Scratch that a thread keeps; what needs more is allocated for the call.
 _MAX_SCRATCH_BYTES: Final = 32 << 20
+#: From here on a record is worth a page of memory to make it begin at one.
+_LARGE_RECORD_BYTES: Final = 128 << 10
 
 _FIELDS = [
     ("ID", "S2"),
@@ -408,6 +411,15 @@ def _read_only(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return view
 
 
+def _at_page(nbytes: int) -> U8Array:
+    """Memory for one record; that of a large one begins at a page boundary."""
+    if nbytes < _LARGE_RECORD_BYTES:
+        return np.empty(nbytes, np.uint8)
+    memory = np.empty(nbytes + mmap.PAGESIZE, np.uint8)
+    start = -memory.ctypes.data % mmap.PAGESIZE
+    return memory[start : start + nbytes]
+
+
 def _huffman(data: U8Array, *, before: bytes = b"", unless_nbytes: int | None = None) -> U8Array | None:
     """Encode one stream behind `before`, or return None if it would take `unless_nbytes` or more.
 
@@ -431,7 +443,7 @@ def _huffman(data: U8Array, *, before: bytes = b"", unless_nbytes: int | None = 
     if unless_nbytes is not None and nbytes >= unless_nbytes:
         return None
     start = len(before)
-    out = np.empty(start + nbytes + kernels.SLACK_BYTES, np.uint8)
+    out = _at_page(start + nbytes + kernels.SLACK_BYTES)
     out[:start] = np.frombuffer(before, np.uint8)
     end = kernels.huffman_emit(
         flat, pairs, scratch.joined, scratch.codes, scratch.tree, tree_bits, by_pairs, out, start
@@ -624,7 +636,8 @@ def encode_image(
     Returns
     -------
     memoryview
-        The record, read-only; the caller owns it.
+        The record, read-only; the caller owns it. A large one begins at a page boundary, so that it can be written to
+        a file past the page cache from where it lies.
 
     Raises
     ------
@@ -646,7 +659,11 @@ def encode_image(
         record = _huffman(raw, before=header(DATA_COMP_HUFFCODE), unless_nbytes=raw.size)
         if record is not None:
             return record.data.toreadonly()
-    return memoryview(header(DATA_COMP_RAW) + raw.tobytes())
+    start = np.frombuffer(header(DATA_COMP_RAW), np.uint8)
+    record = _at_page(start.size + raw.size)
+    record[: start.size] = start
+    record[start.size :] = raw
+    return record.data.toreadonly()
 
 
 def encode_images(

@@ -28,7 +28,7 @@ QueryId: TypeAlias = int | str | None
 """What a client calls its question, given back with the answer."""
 
 PAGE_TILES: Final = 4000
-"""Tiles in a page of `snapshot` or `changes` unless the request says otherwise."""
+"""Tiles in a page of `snapshot` or `changes`, frames in one of `placements`, unless the request says otherwise."""
 
 MAX_PAGE: Final = 100_000
 """Most items in a page."""
@@ -115,7 +115,14 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "changes": Command(
         (_RUN, Argument("epoch", checks.unsigned), Argument("since", checks.unsigned), _page(MAX_NOTIFIED_TILES))
     ),
-    "placements": Command((_RUN, Argument("since", checks.unsigned, False))),
+    "placements": Command(
+        (
+            _RUN,
+            Argument("since", checks.unsigned, False, 0),
+            Argument("after", checks.list_of(checks.unsigned, 3, 3), False),
+            _page(PAGE_TILES),
+        )
+    ),
     "report": Command((_RUN,)),
     "stats": Command(),
     "health": Command(),

@@ -347,11 +347,12 @@ class TestAgain:
 
 
 class TestMoves:
+    @pytest.mark.parametrize("budget", ["ample", "small"])
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("mode", BLEND_MODES)
-    def test_frames_that_registration_moves(self, mode: str, dtype: str) -> None:
+    def test_frames_that_registration_moves(self, mode: str, dtype: str, budget: str) -> None:
         shape = (18, 18)
-        mosaic = LiveMosaic(dtype, mode, budget_bytes=BUDGETS["small"])
+        mosaic = LiveMosaic(dtype, mode, budget_bytes=BUDGETS[budget])
         run(mosaic, shape, serpentine(3, 3, (14, 15)), dtype)
         for i, (row, col) in enumerate(scattered(9, 40, seed=6)):
             there = mosaic.placements[i, 0]

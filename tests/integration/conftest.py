@@ -103,7 +103,6 @@ def station() -> Iterator[Station]:
                 Client(None, daemon.endpoints["query"]) as client,
             ):
                 yield Station(daemon, root, watch, client, pub)
-            assert daemon.running, list(daemon.log)[-10:]
-            assert daemon.stop() == 0
+            assert daemon.stop() == 0, "\n".join(str(line) for line in list(daemon.log)[-20:])
         finally:
             daemon.kill()

@@ -28,7 +28,7 @@ from tilecast_protocol.messages import (
     parse_from_daemon,
 )
 
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0
 """How long a test waits for something that should happen at once, on a machine that is busy."""
 
 SHAPE = (24, 30)
@@ -84,7 +84,7 @@ class RawPublisher(_Socket):
     ----------
     endpoint : str
     kind : int
-        `zmq.DEALER` for the acknowledged path, `zmq.PUSH`, or `zmq.PUB`, which binds.
+        `zmq.DEALER` for the acknowledged path, `zmq.PUSH`, or `zmq.XPUB`, which binds and waits to be listened to.
     instrument, stream : str
     boot : str, optional
         To be the publisher of before.
@@ -114,8 +114,10 @@ class RawPublisher(_Socket):
         self.seq = 0
         self.upto_seq = -1
         self.rejections: dict[int, Rejection] = {}
-        if kind == zmq.PUB:
+        if kind == zmq.XPUB:
             self.socket.bind(endpoint)
+            assert self.socket.poll(round(PATIENCE_S * 1000)), f"the daemon does not listen to {endpoint}"
+            assert self.socket.recv() == b"\x01tc1/"
         else:
             self.socket.connect(endpoint)
 

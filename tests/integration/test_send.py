@@ -20,12 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
 from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
+from scripted_peers import ScriptedDaemon
+from tilecast import cli
 from tilecast.process import DaemonProcess
 from tilecast.store.sqlite_reader import SqliteReader
+from tilecast_protocol.client import Client
 
 SCANS = ("lscm_tensile_ref", "mist_5x5", "czi_mosaic_test", "cut_lscm_int_6x6")
 STAGE_UM = ("--columns", "x_um,y_um", "--anchor", "corner", "--px-um", "0.5", "--flip-y")
@@ -78,17 +82,34 @@ def corners_um(folder: Path) -> dict[int, tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def sent(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sent]]:
-    """Every real scan, sent to one daemon, which has ended since."""
-    store = tmp_path_factory.mktemp("sent")
-    said = {}
-    with DaemonProcess(store, log_file=store.with_suffix(".log")) as daemon:
-        endpoint = daemon.endpoints["ingest.ack"]
-        for name in SCANS:
-            said[name] = send(endpoint, shared_data / "scans" / name)
-        said["stage"] = send(endpoint, shared_data / "scans" / "cut_lscm_int_6x6", *STAGE_UM, "--blend", "nearest")
-        assert daemon.stop() == 0
-    yield {name: Sent(text, store / run_of(text)) for name, text in said.items()}
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def daemon(store: Path) -> Iterator[DaemonProcess]:
+    """One for all these tests; it ends in good order."""
+    with DaemonProcess(store, log_file=store / "daemon.log") as process:
+        yield process
+        assert process.stop() == 0
+
+
+def wait_finished(daemon: DaemonProcess, run: str) -> None:
+    """Wait until everything that came of a run is in its store: the report is written after it."""
+    with Client(daemon.endpoints["notify"], daemon.endpoints["query"], run=run) as client:
+        while client.run(run)["revision"] == 0:
+            assert client.next_update(30) is not None, "nothing was heard of the run"
+
+
+@pytest.fixture(scope="module")
+def sent(daemon: DaemonProcess, store: Path, shared_data: Path) -> dict[str, Sent]:
+    """Every real scan, sent and finished; one of them also by its stage coordinates."""
+    endpoint = daemon.endpoints["ingest.ack"]
+    said = {name: send(endpoint, shared_data / "scans" / name) for name in SCANS}
+    said["stage"] = send(endpoint, shared_data / "scans" / "cut_lscm_int_6x6", *STAGE_UM, "--blend", "nearest")
+    for text in said.values():
+        wait_finished(daemon, run_of(text))
+    return {name: Sent(text, store / run_of(text)) for name, text in said.items()}
 
 
 @pytest.mark.shared_data
@@ -126,12 +147,6 @@ def test_it_says_how_it_read_the_scan_and_how_to_see_it(sent: dict[str, Sent]) -
     assert start["n_expected"] == 36
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
-    with DaemonProcess(tmp_path / "runs", settings={"blend.tile_size": "64"}) as process:
-        yield process
-
-
 def pictures(rows: int = 3, cols: int = 4) -> tuple[NDArray[np.uint16], list[tuple[int, int]]]:
     """A small scan cut from one picture, with its corners."""
     y, x = np.mgrid[: 40 * rows + 20, : 50 * cols + 20]
@@ -149,7 +164,7 @@ def write_table(path: Path, corners: list[tuple[int, int]], files: list[str] | N
 
 
 @pytest.mark.parametrize("kind", ["tiff", "png", "ome"])
-def test_files_of_any_kind(daemon: DaemonProcess, tmp_path: Path, kind: str) -> None:
+def test_files_of_any_kind(daemon: DaemonProcess, store: Path, tmp_path: Path, kind: str) -> None:
     frames, corners = pictures()
     scan = tmp_path / "scan"
     scan.mkdir()
@@ -173,10 +188,10 @@ def test_files_of_any_kind(daemon: DaemonProcess, tmp_path: Path, kind: str) -> 
         write_table(tmp_path / "where.csv", corners, files)
         options = ["--positions", tmp_path / "where.csv"]
     run = run_of(send(daemon.endpoints["ingest.ack"], scan, *options, "--name", "mine", "--fps", "500"))
-    daemon.stop()
-    folder = tmp_path / "runs" / run
+    wait_finished(daemon, run)
+    folder = store / run
     # In the order of the files' names, which is the other way round.
-    expected = {n: corner for n, corner in enumerate(corners if kind == "ome" else corners[::-1])}
+    expected = dict(enumerate(corners if kind == "ome" else corners[::-1]))
     assert_same(stored_mosaic(folder), reference_mosaic(folder, journalled_frames(folder), expected))
     with SqliteReader(folder) as reader:
         assert reader.info().name == "mine"
@@ -187,9 +202,9 @@ def test_a_scan_that_is_broken_off_is_ended(daemon: DaemonProcess, tmp_path: Pat
     np.savez(tmp_path / "frames.npz", frames=frames)
     write_table(tmp_path / "positions.csv", corners)
     command = [sys.executable, "-m", "tilecast", "send", str(tmp_path / "frames.npz"), "--fps", "2"]
-    command += ["--to", daemon.endpoints["ingest.ack"]]
+    command += ["--to", daemon.endpoints["ingest.ack"], "--name", "to be broken off"]
     sending = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    started = daemon.wait_logged("run started")
+    started = daemon.wait_logged("run started", name="to be broken off")
     sending.send_signal(signal.SIGINT)
     said, _ = sending.communicate(timeout=60)
     assert sending.returncode == 130
@@ -208,21 +223,32 @@ def test_warnings_are_shown(daemon: DaemonProcess, tmp_path: Path) -> None:
     assert "All 12 frames are safe" in said
 
 
-def test_what_is_refused_is_told(daemon: DaemonProcess, tmp_path: Path) -> None:
+def test_what_the_daemon_refuses_is_told(tmp_path: Path) -> None:
     frames, corners = pictures()
     np.savez(tmp_path / "frames.npz", frames=frames)
     write_table(tmp_path / "positions.csv", corners)
-    said = send(daemon.endpoints["ingest.ack"], tmp_path / "frames.npz", "--stream", "daemon", code=2)
-    assert "daemon" in said
+    with ScriptedDaemon() as full:
+        full.judge = lambda message: (
+            ("disk-reserve", "only 3 GB are free on /data") if message.TYPE == "image" else None
+        )
+        arguments = ["send", str(tmp_path / "frames.npz"), "--to", full.endpoint]
+        result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 1
+    assert "image 0 was rejected (disk-reserve): only 3 GB are free on /data" in result.stderr
+    assert "the daemon refused 12 of 12 frames" in result.stderr
+    assert len(result.stderr.splitlines()) < 10
+    assert "are safe" not in result.output
 
 
-def test_without_a_daemon_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_daemon_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilecast.commands.send._CONNECT_S", 0.5)
     frames, corners = pictures()
     np.savez(tmp_path / "frames.npz", frames=frames)
     write_table(tmp_path / "positions.csv", corners)
     with socket.socket() as nobody:  # bound and not listening: nobody else can be there
         nobody.bind(("127.0.0.1", 0))
         endpoint = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
-        said = send(endpoint, tmp_path / "frames.npz", code=2)
-    assert f"no tilecast daemon is to be reached at {endpoint}" in said
-    assert "tilecast run" in said
+        result = CliRunner().invoke(cli.main, ["send", str(tmp_path / "frames.npz"), "--to", endpoint])
+    assert result.exit_code == 2
+    assert f"no tilecast daemon is to be reached at {endpoint}" in result.stderr
+    assert "tilecast run" in result.stderr

@@ -1,5 +1,7 @@
 """Whatever is appended, however it crashes: what was called durable is there, what is there is what was appended.
 
+Small payloads go through the page cache, all of them past it, or some each way.
+
 The disk is the machine's own with a layer in between, which knows what has reached it: `Disk` lets the power fail so
 that every page that was not synced is or is not there, in any combination, and lets an fsync fail as Linux does (the
 pages are lost, and clean).
@@ -8,6 +10,7 @@ pages are lost, and clean).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -20,6 +23,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tilecast_protocol import journal_direct
 from tilecast_protocol.errors import JournalError
 from tilecast_protocol.journal import Journal, Record, RecordKind
 
@@ -31,11 +35,11 @@ class Disk:
     """Stands between `os` and the files of one folder at a time, and remembers what a power failure would leave."""
 
     def __init__(self) -> None:
-        self._patch = pytest.MonkeyPatch()
+        self.patch = pytest.MonkeyPatch()
         self._real: dict[str, Callable[..., object]] = {}
         for name in ("pwritev", "fsync", "fdatasync"):
             self._real[name] = getattr(os, name)
-            self._patch.setattr(os, name, getattr(self, name))
+            self.patch.setattr(os, name, getattr(self, name))
         self.room: int | None = None
         self.fsync_fails = False
         self._forget()
@@ -47,11 +51,17 @@ class Disk:
 
     def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
         if self.room is not None:
-            data = b"".join(buffers)[: self.room]
-            if not data:
+            room = self.room
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+                room -= room % journal_direct.ALIGNMENT
+            fitting = []
+            for buffer in buffers:
+                fitting.append(memoryview(buffer)[:room])
+                room -= len(fitting[-1])
+            buffers = [buffer for buffer in fitting if len(buffer)]
+            if not buffers:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.room -= len(data)
-            buffers = [memoryview(data)]
+            self.room -= sum(map(len, buffers))
         done = self._real["pwritev"](fd, buffers, offset)
         assert isinstance(done, int)
         self._dirty.setdefault(os.fstat(fd).st_ino, []).append((offset, done))
@@ -97,7 +107,7 @@ class Disk:
         self._durable = {entry.stat().st_ino: bytearray(entry.read_bytes()) for entry in folder.iterdir()}
 
     def close(self) -> None:
-        self._patch.undo()
+        self.patch.undo()
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -111,8 +121,11 @@ class JournalMachine(RuleBasedStateMachine):
         self.n_folders = 0
         self.n_frames = 0
 
-    @initialize(segment_bytes=st.sampled_from([400, 1500, 10_000]))
-    def create(self, segment_bytes: int) -> None:
+    @initialize(
+        segment_bytes=st.sampled_from([400, 1500, 10_000, 60_000]), worthwhile=st.sampled_from([1, 200, 999_999])
+    )
+    def create(self, segment_bytes: int, worthwhile: int) -> None:
+        self.disk.patch.setattr(journal_direct, "WORTHWHILE_BYTES", worthwhile)
         self.segment_bytes = segment_bytes
         self.journal = Journal.create(self.root / "0", RUN, segment_bytes=segment_bytes)
 
@@ -149,7 +162,7 @@ class JournalMachine(RuleBasedStateMachine):
     def sync(self) -> None:
         assert self.journal.sync() == self.journal.written_lsn
 
-    @rule(room=st.integers(0, 400))
+    @rule(room=st.integers(0, 400) | st.integers(3000, 10_000))
     def append_on_a_full_disk(self, room: int) -> None:
         before = self.journal.written_lsn
         self.disk.room = room

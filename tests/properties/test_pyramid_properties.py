@@ -20,7 +20,7 @@ from tilecast.geometry import Placement, PlaneKey
 TILE = 8
 DTYPES = st.sampled_from(["|u1", "<u2", "<f4"])
 MODES = st.sampled_from(BLEND_MODES)
-BUDGETS = st.sampled_from([AMPLE, TINY, 4_000, 20_000])
+BUDGETS = st.sampled_from([AMPLE, AMPLE, TINY, 4_000, 20_000])
 #: Mostly near one another, now and then far out, and often on a tile's border.
 COORDINATES = st.one_of(st.integers(-20, 20), st.integers(-3, 3).map(lambda n: n * TILE), st.integers(-200, 200))
 SIZES = st.one_of(st.integers(1, 20), st.sampled_from([TILE, 2 * TILE]))

@@ -16,7 +16,7 @@ import zmq
 from scripted_peers import PATIENCE_S, ScriptedNotifications, ScriptedQueries
 from tilecast_protocol import pzf
 from tilecast_protocol.client import (
-    MAX_SNAPSHOT_ATTEMPTS,
+    MAX_ATTEMPTS,
     Client,
     Lag,
     PlacedFrame,
@@ -607,28 +607,48 @@ def test_a_snapshot_begins_anew_if_the_run_is_rebuilt_meanwhile(
         return store.answer_snapshot(query)
 
     queries.answers["snapshot"] = rebuilt_always
-    with pytest.raises(QueryError, match=f"rebuilt {MAX_SNAPSHOT_ATTEMPTS} times"):
+    with pytest.raises(QueryError, match=f"rebuilt {MAX_ATTEMPTS} times"):
         asking.snapshot(RUN)
 
 
 def test_what_is_told_of_runs_and_of_the_daemon(queries: ScriptedQueries, asking: Client) -> None:
-    row = [3, 0, 0, 1, 0, -10, 20, 100, 200, "joined", 4, 9]
     queries.answers |= {
         "hello": lambda _: ({"version": "1.2"}, []),
         "runs": lambda _: ({"runs": [{"run": RUN}]}, []),
         "run": lambda query: ({"run": {"run": query["run"], "name": "liver"}}, []),
         "report": lambda _: ({"report": {"received": 3}, "revision": 2, "final": True}, []),
         "health": lambda _: ({"health": {"state": "ready"}}, []),
-        "placements": lambda query: ({"placements": [row], "unplaced": [{"frame": 5}], "rev": query["since"] + 2}, []),
     }
     assert asking.hello() == {"version": "1.2"}
     assert asking.runs() == [{"run": RUN}]
     assert asking.run(RUN)["name"] == "liver"
     assert asking.report(RUN) == {"report": {"received": 3}, "revision": 2, "final": True}
     assert asking.health() == {"state": "ready"}
+
+
+def test_placements_are_read_page_by_page(queries: ScriptedQueries, asking: Client) -> None:
+    rows = [
+        [3, 0, 0, 1, 0, -10, 20, 100, 200, "joined", 4, 8],
+        [5, 1, 0, 1, 0, -10, 20, 100, 200, "stage", 2, 9],
+        [3, 0, 0, 1, 0, -11, 21, 100, 200, "registered", 4, 10, "a key of a later version"],
+    ]
+    unplaced = [{"why": "stage-gap", "frames": [[6, 8]]}]
+    epochs = iter([1, 2, 2, 2, 2])
+
+    def answer(query: dict[str, Any]) -> Any:
+        at = 0 if query["after"] is None else [(row[11], row[0], row[1]) for row in rows].index(query["after"]) + 1
+        last = {} if at < 2 else {"unplaced": unplaced}
+        values = {"epoch": next(epochs), "rev": 9 + at, "placements": rows[at : at + 1], "more": at < 2}
+        return values | last, []
+
+    queries.answers["placements"] = answer
     placements = asking.placements(RUN, since=7)
-    assert placements.placed == (PlacedFrame(3, 0, 0, 1, 0, -10, 20, 100, 200, "joined", 4, 9),)
-    assert (placements.unplaced, placements.rev) == (({"frame": 5},), 9)
+    assert {query["since"] for query in queries.asked} == {7}
+    assert placements.placed == (
+        PlacedFrame(3, 0, 0, 1, 0, -11, 21, 100, 200, "registered", 4, 10),
+        PlacedFrame(5, 1, 0, 1, 0, -10, 20, 100, 200, "stage", 2, 9),
+    )
+    assert (placements.unplaced, placements.epoch, placements.rev) == (tuple(unplaced), 2, 9)
 
 
 def test_orders_of_an_operator(queries: ScriptedQueries, asking: Client) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tilecast_protocol import journal_direct
 from tilecast_protocol.errors import JournalError, TilecastError
 from tilecast_protocol.journal import Damage, Journal, Position, Record, RecordKind
 from tilecast_protocol.journal_format import RECORD_HEAD_BYTES, SEGMENT_HEAD_BYTES, pack_record_head
@@ -40,6 +41,27 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that open hundreds of journals and do not ask what survives a power failure."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(os, "fdatasync", lambda _: None)
+
+
+@pytest.fixture(params=["cached", "direct"])
+def way(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small payloads go through the page cache, as they do anyhow, or past it, as large ones do."""
+    if request.param == "direct":
+        monkeypatch.setattr(journal_direct, "WORTHWHILE_BYTES", 1)
+        needs_direct(tmp_path)
+    return str(request.param)
+
+
+def needs_direct(folder: Path) -> None:
+    """Skip where the file system cannot be written to past the page cache."""
+    probe = folder / "probe"
+    probe.touch()
+    writer = journal_direct.DirectWriter()
+    able = writer.takes(probe, 1 << 30) and writer.write([memoryview(b"x")], 0) > 0
+    writer.close()
+    probe.unlink()
+    if not able:
+        pytest.skip("the temporary folder's file system has no O_DIRECT")
 
 
 def add_image(journal: Journal, frame: int, nbytes: int = 100) -> Position:
@@ -322,18 +344,32 @@ def test_a_newer_format_is_refused_with_advice(folder: Path, monkeypatch: pytest
 
 @pytest.mark.usefixtures("no_fsync")
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 700, bytes(range(256)) * 3, b"TCJR" * 60])
-def test_a_tail_torn_at_any_byte_costs_the_torn_record_only(folder: Path, tmp_path: Path, garbage: bytes) -> None:
+def test_a_tail_torn_at_any_byte_costs_the_torn_record_only(
+    folder: Path, tmp_path: Path, garbage: bytes, way: str
+) -> None:
     with Journal.create(folder, RUN) as journal:
         ends = [SEGMENT_HEAD_BYTES]
         ends += [add_image(journal, frame, 20).lsn for frame in range(4)]
         ends.append(add_stage(journal).lsn)
         whole = list(journal.records())
         data = segments_of(folder)[0].read_bytes()  # no index has been written yet: as after a crash
-    for cut in range(SEGMENT_HEAD_BYTES, len(data), 1 if not garbage else 7):
+    step = 1 if not garbage else 7
+    cuts = {*range(SEGMENT_HEAD_BYTES, len(data), step)}
+    contents = ends  # where the last byte of each record lies that says anything
+    if way == "direct":  # records of whole blocks: what lies around their seams, the begins, and samples of the rest
+        contents = [*ends[:1], *(end - journal_direct.ALIGNMENT + 20 for end in ends[1:-1]), ends[-1]]
+        cuts = {*range(SEGMENT_HEAD_BYTES, len(data), 331)}
+        cuts |= {at + i for at in (*ends, *contents, *range(0, len(data), 4096)) for i in range(-2, 3)}
+        cuts |= {ends[2] + i for i in range(0, 170, step)}
+        cuts &= {*range(SEGMENT_HEAD_BYTES, len(data))}
+    for cut in sorted(cuts):
         copy = tmp_path / f"cut{cut}"
         copy.mkdir()
         (copy / "000000.tcj").write_bytes(data[:cut] + garbage)
-        n_whole = sum(end <= cut for end in ends[1:])
+        n_whole = sum(
+            content <= cut and end <= cut + len(garbage) * (content < end)
+            for content, end in zip(contents[1:], ends[1:], strict=True)
+        )
         with Journal.open(copy) as journal:
             assert list(journal.records()) == whole[:n_whole]
             assert journal.written_lsn == journal.synced_lsn == ends[n_whole]
@@ -358,11 +394,13 @@ def test_a_torn_record_names_its_frame_if_it_still_can(folder: Path) -> None:
         assert journal.frames().ranges() == [(3, 3)]
 
 
-def test_nothing_acknowledged_is_lost_when_the_process_is_killed(folder: Path) -> None:
+def test_nothing_acknowledged_is_lost_when_the_process_is_killed(folder: Path, way: str) -> None:
     script = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
+        "from tilecast_protocol import journal_direct\n"
         "from tilecast_protocol.journal import Journal, RecordKind\n"
+        "journal_direct.WORTHWHILE_BYTES = int(sys.argv[3])\n"
         "journal = Journal.create(Path(sys.argv[1]), sys.argv[2], segment_bytes=20_000)\n"
         "frame = 0\n"
         "while True:\n"
@@ -373,7 +411,10 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(folder: Path) -
         "    journal.sync()\n"
         "    print(frame, flush=True)\n"
     )
-    writer = subprocess.Popen([sys.executable, "-c", script, folder, RUN], stdout=subprocess.PIPE, text=True)
+    worthwhile = "1" if way == "direct" else "999999"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, folder, RUN, worthwhile], stdout=subprocess.PIPE, text=True
+    )
     assert writer.stdout is not None
     with writer:
         acknowledged = [int(writer.stdout.readline()) for _ in range(40)][-1]
@@ -383,6 +424,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(folder: Path) -
         frames = frames_of(journal.records())
         assert frames == list(range(len(frames)))
         assert len(frames) >= acknowledged >= 40
+        assert journal.image(0).parts == (bytes(999),)
         assert journal.verify() == []
         assert add_image(journal, len(frames)).image_index == len(frames)
 
@@ -556,6 +598,8 @@ def test_a_forged_record_in_a_payload_is_found_out(folder: Path, wrong: str) -> 
             payload_nbytes=0,
             topic_nbytes=0,
             n_parts=0,
+            padding_before=0,
+            padding_behind=0,
             header_nbytes=0,
             meta_crc=0,
             payload_crc=0,
@@ -570,7 +614,7 @@ def test_a_forged_record_in_a_payload_is_found_out(folder: Path, wrong: str) -> 
 
 def test_the_search_for_the_next_record_sees_one_on_the_seam_of_two_reads(folder: Path) -> None:
     chunk = 4 << 20
-    with Journal.create(folder, RUN) as journal:
+    with Journal.create(folder, RUN, direct=False) as journal:
         first = add_image(journal, 0, 0).lsn
         second = add_image(journal, 1, chunk - 40 - (first - SEGMENT_HEAD_BYTES) + 1).lsn
         assert second - first == 1 + chunk - 40, "the scan reads on from one byte behind the bad record's begin"
@@ -646,17 +690,20 @@ def test_lying_lengths_allocate_nothing(folder: Path) -> None:
     (folder / "000000.tci").unlink()
     common: dict[str, int] = {
         "flags": 1, "nonce": nonce, "lsn": lsn, "synced_lsn": 0, "t_recv_ns": 0, "acked_seq": 0, "frame": 1,
-        "topic_nbytes": 0, "header_nbytes": 0, "meta_crc": 0, "payload_crc": 0, "kind": 2,
+        "topic_nbytes": 0, "padding_before": 0, "padding_behind": 0, "header_nbytes": 0, "meta_crc": 0,
+        "payload_crc": 0, "kind": 2,
     }  # fmt: skip
     lies = [
         {"image_index": 1, "payload_nbytes": 2**63, "n_parts": 0},
         {"image_index": 2**60, "payload_nbytes": 0, "n_parts": 0},
         {"image_index": 1, "payload_nbytes": 0, "n_parts": 65535},
+        {"image_index": 1, "payload_nbytes": 0, "n_parts": 0, "padding_before": 65535},
+        {"image_index": 1, "payload_nbytes": 0, "n_parts": 0, "padding_behind": 1},
         {"image_index": 0, "payload_nbytes": 0, "n_parts": 0},
     ]
     data = segments_of(folder)[0].read_bytes()
     for lie in lies:
-        segments_of(folder)[0].write_bytes(data + pack_record_head(**common, **lie))
+        segments_of(folder)[0].write_bytes(data + pack_record_head(**(common | lie)))
         tracemalloc.start()
         try:
             with Journal.open(folder, readonly=True) as journal:
@@ -826,6 +873,7 @@ def files_at_most(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("room", [0, 1, RECORD_HEAD_BYTES, 150, 3000])
 def test_a_write_that_fails_half_way_is_as_if_it_had_not_been_asked(folder: Path, room: int) -> None:
     with Journal.create(folder, RUN) as journal:
@@ -843,6 +891,7 @@ def test_a_write_that_fails_half_way_is_as_if_it_had_not_been_asked(folder: Path
         assert frames_of(journal.records()) == [0, 1]
 
 
+@pytest.mark.usefixtures("way")
 def test_remains_that_cannot_be_cut_off_are_written_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_fd: int, _length: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -878,6 +927,7 @@ def test_a_segment_that_cannot_be_begun_leaves_the_journal_usable(folder: Path) 
         assert journal.verify() == []
 
 
+@pytest.mark.usefixtures("way")
 def test_after_a_failed_fsync_nothing_is_called_durable_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = True
 
@@ -902,6 +952,7 @@ def test_after_a_failed_fsync_nothing_is_called_durable_again(folder: Path, monk
         assert journal.image(1).frame == 1, "it can still be read"
 
 
+@pytest.mark.usefixtures("way")
 def test_opening_writes_again_what_was_not_known_durable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failed fsync the pages are clean, though not on the disk: only writing makes the next fsync count."""
     with Journal.create(folder, RUN) as journal:
@@ -982,13 +1033,13 @@ def test_a_folder_that_is_made_is_made_durable(folder: Path, monkeypatch: pytest
 # Threads -------------------------------------------------------------------------------------------------------------
 
 
-def test_syncing_and_reading_beside_an_appender(folder: Path) -> None:
+def test_syncing_and_reading_beside_an_appender(folder: Path, way: str) -> None:
     """One thread appends, one syncs, one reads what it was told of; segments change all the time."""
-    n_frames = 1500
+    n_frames, segment_bytes = (1500, 10_000) if way == "cached" else (300, 100_000)
     appended: list[Position] = []
     failures: list[BaseException] = []
     done = threading.Event()
-    journal = Journal.create(folder, RUN, segment_bytes=10_000)
+    journal = Journal.create(folder, RUN, segment_bytes=segment_bytes)
 
     def watch(step: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
@@ -1037,6 +1088,7 @@ def test_syncing_and_reading_beside_an_appender(folder: Path) -> None:
         assert again.n_images == n_frames
 
 
+@pytest.mark.usefixtures("way")
 def test_sync_waits_for_nobody_who_only_appends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An fsync under way does not hold up the appending thread, and does not vouch for what came after it began."""
     in_fsync, let_go = threading.Event(), threading.Event()
@@ -1105,13 +1157,13 @@ def test_layout_on_disk_is_what_the_text_says(folder: Path) -> None:
     magic, version, _, nonce, run, number, base_lsn, _, _, crc = struct.unpack_from("<4sHHQ16sQQQII", data)
     assert (magic, version, number, base_lsn, crc) == (b"TCJS", 1, 0, 0, crc32(data[:60]))
     assert run.hex() == RUN.replace("-", "")
-    fields = struct.unpack_from("<4sBBHQQQqQQQQHHIIII", data, 64)
+    fields = struct.unpack_from("<4sBBHQQQqQQQQHHHHIIII", data, 64)
     meta = struct.pack("<QQ", 2, 3) + b"tc1/a/b/image" + b"HEAD"
     assert fields == (
-        b"TCJR", 1, 2, 1 | 2, nonce, 64, 64, -5, 3, 9, 0, 5, 13, 2, 4, crc32(meta), crc32(b"abcde"),
-        crc32(data[64:152]),
+        b"TCJR", 1, 2, 1 | 2, nonce, 64, 64, -5, 3, 9, 0, 5, 13, 2, 0, 0, 4, crc32(meta), crc32(b"abcde"),
+        crc32(data[64:156]),
     )  # fmt: skip
-    assert data[156:] == meta + b"abcde"
+    assert data[160:] == meta + b"abcde"
     index = (folder / "000000.tci").read_bytes()
     assert index[:64] == data[:64]
     block = struct.pack("<4sIQQ", b"TCJX", 1, len(data), 64)

@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import json
 import math
+import mmap
 import struct
 import subprocess
 import sys
@@ -529,6 +530,17 @@ def test_the_kernels_are_compiled_once_for_everything() -> None:
             pzf.decode_image(buffer)
     for kernel in ("huffman_plan", "huffman_emit", "encode_records", "huffman_decode"):
         assert len(getattr(_pzf_kernels, kernel).signatures) == 1, kernel
+
+
+@pytest.mark.parametrize("compression", [HUFFMAN, RAW])
+def test_a_large_record_begins_at_a_page_boundary(compression: int) -> None:
+    """Then it can be written to a disk from where it lies."""
+    pixels = np.random.default_rng(0).integers(0, 200 if compression == HUFFMAN else 65536, (600, 700), np.uint16)
+    record = pzf.encode_image(pixels)
+    assert record[4] == compression
+    assert record.readonly
+    assert np.frombuffer(record, "u1").ctypes.data % mmap.PAGESIZE == 0
+    assert same(pzf.decode_image(record), pixels)
 
 
 def test_expectations_are_checked_before_anything_is_decoded() -> None:

@@ -177,7 +177,7 @@ def _digits(status: Status) -> int:
 
 def _numbers(status: Status) -> RenderableType:
     table = Table.grid(padding=(0, 3, 0, 0))
-    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(style="cyan", no_wrap=True, min_width=7)
     table.add_column(no_wrap=True, overflow="ellipsis")
     queues = [f"{status.n_unacknowledged} to acknowledge", *map(_queue, status.queues)]
     rows = {
@@ -223,7 +223,7 @@ def _queue(queue: QueueFill) -> str:
 
 
 def _disk(status: Status) -> str:
-    if not status.free_bytes:
+    if not status.run_bytes:
         return ""
     return (
         f"{format_bytes(status.run_bytes)} this run, {format_bytes(status.wal_bytes)} write-ahead log, "

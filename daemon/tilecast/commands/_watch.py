@@ -26,6 +26,7 @@ from tilecast_protocol.messages import RunNotice
 
 _RATE_OVER_S = 5.0
 _PICTURE_EVERY_S = 0.5
+_ANSWER_S = 3.0
 # The picture is read at a level at which it is at most so wide and high; a terminal has fewer pixels than that.
 _PICTURE_PX = 512
 
@@ -139,7 +140,7 @@ class RunWatch:
     def __init__(
         self, notify: str, query: str, run: str, *, n_expected: int, frame_nbytes: int, extent: Rect | None = None
     ) -> None:
-        self._client = Client(notify, query, run=run, notices=True)
+        self._client = Client(notify, query, run=run, notices=True, timeout_s=_ANSWER_S)
         self._run = run
         self._frame_nbytes = frame_nbytes
         self._extent = extent

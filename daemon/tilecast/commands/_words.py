@@ -53,25 +53,29 @@ def describe_report(report: Mapping[str, Any]) -> str:
     received, expected, planned = report["received"], report["expected"], report["planned"]
     if not expected:
         return "No frame was sent."
-    stopped = planned is not None and expected < planned
-    frames = f"{expected} frame{'' if expected == 1 else 's'}"
-    if not report["n_missing"]:
-        came = f"all {frames} arrived" if expected > 1 else f"{frames} arrived"
+    frames = "1 frame" if expected == 1 else f"{expected} frames"
+    if received == expected:
+        came = f"{'' if expected == 1 else 'all '}{frames} arrived"
     else:
-        came = f"{received} of {frames} arrived, {report['n_missing']} are missing"
-        came += f" ({describe_ranges(report['missing'])})"
-    text = f"The scan was stopped after {expected} of {planned} frames; {came}" if stopped else came
-    if not report["n_unplaced"]:
-        text += " and is in the mosaic." if received == 1 else " and are in the mosaic."
-    else:
+        came = f"{received} of {frames} arrived"
+    rest = []
+    if report["n_unplaced"]:
         why = "; ".join(
             f"{describe_ranges(ranges)}: {UNPLACED_BECAUSE.get(word, word)}"
             for word, ranges in report["unplaced"].items()
         )
-        text += f"; {report['placed']} are in the mosaic, {report['n_unplaced']} have no place ({why})."
+        came += f"; {_are(report['placed'])} in the mosaic"
+        rest.append(f"{_have(report['n_unplaced'])} no place ({why})")
+    elif received:
+        came += f" and {'is' if received == 1 else 'are'} in the mosaic"
+    if report["n_missing"]:
+        rest.append(f"{_are(report['n_missing'])} missing ({describe_ranges(report['missing'])})")
+    if planned is not None and expected < planned:
+        came = f"the scan was stopped after {expected} of {planned} frames; {came}"
+    text = ", ".join([came, *rest]) + "."
     refused = sum(report["rejected"].values()) + report["malformed"]
     if refused:
-        text += f" {refused} messages were refused."
+        text += f" {'1 message was' if refused == 1 else f'{refused} messages were'} refused."
     joined = report["joined"]
     if joined is not None:
         median, most = (f"{joined['bracket_ms'][key]:.3g} ms" for key in ("median", "max"))
@@ -83,6 +87,14 @@ def describe_report(report: Mapping[str, Any]) -> str:
         else:
             text += "." if bound_um is None else f", so that none is wrong by more than {bound_um:.2g} µm."
     return text[0].upper() + text[1:]
+
+
+def _are(n: int) -> str:
+    return f"{n} {'is' if n == 1 else 'are'}"
+
+
+def _have(n: int) -> str:
+    return f"{n} {'has' if n == 1 else 'have'}"
 
 
 def describe_losses(report: Mapping[str, Any]) -> str:

@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tilecast.commands.common import Invocation, console, format_bytes, tilecast_command
-from tilecast.errors import StoreError
-from tilecast_protocol.errors import DisconnectedError
+from tilecast.errors import ConfigError, StoreError
+from tilecast_protocol.errors import DisconnectedError, QueryError
 
 if TYPE_CHECKING:
     from tilecast.process import DaemonProcess
@@ -31,7 +29,8 @@ if TYPE_CHECKING:
     from tilecast.simulate import Microscope
 
 _POLL_S = 0.25
-_LINES_AFTER = 12  # that `_tell` writes
+_PATIENCE = 20  # questions without an answer, a few seconds each
+_LINES_AFTER = 10  # of the report and of `_tell`
 _SOCKETS = ("ingest.ack", "ingest.pull", "notify", "query")
 _RUNS_NAME = "runs"
 _PICTURE_NAME = "overview.png"
@@ -113,9 +112,9 @@ def command(
     own_store = config.provenance["store.path"] == "default"
     store = out / _RUNS_NAME if own_store else config.store.path
     _prepare_folder(out, scope)
+    endpoints = _choose_endpoints(config)
     configure("warning", config.log.format)
     _warm_up()
-    endpoints = _choose_endpoints(config)
     log_file = out / _LOG_NAME
     log_file.unlink(missing_ok=True)
     arguments = [] if invocation.config_file is None else ["--config", str(invocation.config_file)]
@@ -171,26 +170,42 @@ def _warm_up() -> None:
         click.echo(f"Compiled in {seconds:.0f} s; the next start is quick.")
 
 
-def _choose_endpoints(config: Config) -> dict[str, str]:
+def _choose_endpoints(config: Config, is_free: Callable[[str], bool] | None = None) -> dict[str, str]:
     """Where the demonstration's daemon listens: where it is configured to, unless that is only the default and taken.
 
-    A port that somebody chose stays; if it is taken, the daemon says so.
+    Raises
+    ------
+    ConfigError
+        If a socket that is needed is switched off, or a port that somebody chose is taken.
     """
+    is_free = is_free or _port_is_free
     endpoints = {name: config.endpoints(name)[0] if config.endpoints(name) else "" for name in _SOCKETS}
+    for name in ("ingest.ack", "notify", "query"):
+        if not endpoints[name]:
+            raise ConfigError(f"{name} is switched off ({config.provenance[name]}): the demonstration needs it")
     defaults = [name for name in _SOCKETS if config.provenance[name] == "default"]
-    if all(_port_is_free(endpoints[name]) for name in defaults):
+    for name, endpoint in endpoints.items():
+        if name not in defaults and not is_free(endpoint):
+            raise ConfigError(
+                f"{name} = {endpoint} ({config.provenance[name]}) is taken; is another tilecast running? "
+                f"Choose another port with --set {name}=…, or any that is free with --set '{name}=tcp://127.0.0.1:*'"
+            )
+    if all(is_free(endpoints[name]) for name in defaults):
         return endpoints
     click.echo("The usual ports are taken (by another tilecast?); this daemon takes others that are free.")
     return endpoints | dict.fromkeys(defaults, "tcp://127.0.0.1:*")
 
 
 def _port_is_free(endpoint: str) -> bool:
-    port = int(endpoint.rpartition(":")[2])
+    """Whether nobody listens there, as far as that can be told: of a port on this machine."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if not endpoint.startswith("tcp://127.0.0.1:") or port == "*":
+        return True
     with socket.socket() as probe:
         # As ZeroMQ does: a port that a program left a moment ago is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, int(port)))
         except OSError:
             return False
     return True
@@ -199,13 +214,14 @@ def _port_is_free(endpoint: str) -> bool:
 def _scan(daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float) -> tuple[str, dict[str, Any]]:
     """Scan, and show it, until everything is in the mosaic; gives the run and its report."""
     from tilecast.commands._live import LiveView
+    from tilecast.commands._signals import stopped_by_signals
     from tilecast.commands._watch import RunWatch
     from tilecast.geometry import extent_rect
     from tilecast.simulate import run_scan
     from tilecast_protocol.messages import new_run
     from tilecast_protocol.publisher import Publisher
 
-    run, stop = new_run(), threading.Event()
+    run = new_run()
     endpoint = daemon.endpoints["ingest.ack"]
     height, width = scope.shape
     rows, cols = scope.grid
@@ -224,7 +240,7 @@ def _scan(daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float)
         Publisher(endpoint, instrument=instrument, stream="stage") as stage,
         Publisher(endpoint, instrument=instrument, stream="camera") as camera,
         LiveView(title, "Ctrl-C stops the scan in good order", lines_after=_LINES_AFTER) as view,
-        _stopped_by_signals(stop),
+        stopped_by_signals() as stop,
     ):
 
         def scan() -> None:
@@ -241,19 +257,24 @@ def _scan(daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float)
             camera.flush()
             stage.flush()
 
-        job = _Job(scan)
-        status = None
+        job, status, n_silent = _Job(scan), None, 0
         while status is None or not (status.ended and job.done):
             if stop.is_set():
                 view.hint = "stopping: what was sent is being finished; Ctrl-C once more breaks it off"
+            if not daemon.running:
+                raise DisconnectedError(_last_words(daemon))
+            job.check()
+            if camera.n_rejected:
+                stop.set()  # the disk is full, most likely; what is said of it is raised by the job
             try:
                 status = watch.poll(_POLL_S, n_unacknowledged=camera.n_unsettled + stage.n_unsettled)
-                job.check()
-            except DisconnectedError:
-                if daemon.running:
+            except (DisconnectedError, QueryError):
+                n_silent += 1
+                if daemon.running and n_silent > _PATIENCE:
                     raise
-                raise DisconnectedError(_last_words(daemon)) from None
-            view.show(status)
+            else:
+                n_silent = 0
+                view.show(status)
         view.show(watch.poll(0))  # how it was left
         return run, watch.report()
 
@@ -261,7 +282,8 @@ def _scan(daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float)
 def _last_words(daemon: DaemonProcess) -> str:
     """Why a daemon ended that should not have."""
     said = [str(line.get("error", line["event"])) for line in daemon.log if line.get("level") in ("error", "critical")]
-    return f"the daemon has ended; it said: {'; '.join(said[-2:]) or 'nothing'}. What it had acknowledged is safe"
+    why = f"it said: {'; '.join(said[-2:])}" if said else "it did not say why"
+    return f"the daemon has ended in the middle of the scan, and {why}. What it had acknowledged is safe"
 
 
 class _Job:
@@ -290,24 +312,6 @@ class _Job:
             raise self._error
 
 
-@contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C, and whatever else asks us to end, sets `stop`; the second time it breaks off."""
-
-    def handle(_number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 def _tell(folder: Path, out: Path, *, own_store: bool, has_mosaic: bool) -> None:
     """Save the picture, and say where everything is and what can be done with it."""
     from tilecast.commands._words import call_again
@@ -320,14 +324,12 @@ def _tell(folder: Path, out: Path, *, own_store: bool, has_mosaic: bool) -> None
         with SqliteReader(folder) as reader:
             picture = save_png(reader, out / _PICTURE_NAME)
         click.echo(f"Picture:  {out / _PICTURE_NAME} ({picture.width} × {picture.height} px)")
-    click.echo(f"Log:      {out / _LOG_NAME}")
     click.echo("\nTo look at it again:")
     where = folder.parent if own_store else None
     name = folder.name[:8]
     for arguments in (
         ("info", name),
-        ("export-png", name, "detail.png", "--level", "0", "--region=-600,-600,600,600"),
-        ("fsck", name),
+        ("export-png", name, "detail.png", "--region=0,0,600,800"),
     ):
         click.echo(f"  {call_again(*arguments, store_path=where)}")
     if own_store:

@@ -21,6 +21,7 @@ def command(invocation: Invocation) -> None:
       tilecast run --set store.path=/data/runs --set instrument=confocal-2
     """
     from tilecast.plugins import Plugins
+    from tilecast.service.allocator import keep_freed_memory
     from tilecast.service.app import Daemon
     from tilecast.service.config import load
     from tilecast.service.logging import configure
@@ -28,6 +29,7 @@ def command(invocation: Invocation) -> None:
 
     config = invocation.config
     configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
+    keep_freed_memory()
     warm_up()
     daemon = Daemon(
         config,

@@ -6,6 +6,7 @@ acknowledged way and carry their positions; the command returns when the daemon 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tilecast_protocol.window import Rejected
 
 _MODES = ("feather", "mean", "max", "min", "newest", "nearest")
-_CONNECT_S = 10.0
+_CONNECT_S = 5.0
 _SHOWN_REFUSALS = 5
 _INTERRUPTED = 130
 
@@ -90,6 +91,7 @@ def command(
       tilecast send scan.ome.tif
       tilecast send scan/ --positions stage.csv --columns x_um,y_um --anchor centre --px-um 0.65 --flip-y
     """
+    from tilecast.commands._signals import stopped_by_signals
     from tilecast.commands._words import call_again
     from tilecast.inputs import open_scan
     from tilecast_protocol.messages import new_run
@@ -103,14 +105,17 @@ def command(
         click.secho(f"Warning: {warning}", fg="yellow", err=True)
     refused: list[Rejected] = []
     run = new_run()
-    with Publisher(
-        endpoint or config.ingest.ack,
-        instrument=instrument or f"{config.instrument}-send",
-        stream=stream,
-        src="tilecast-send",
-        timeout_s=60.0,
-        on_rejected=refused.append,
-    ) as publisher:
+    with (
+        Publisher(
+            endpoint or config.ingest.ack,
+            instrument=instrument or f"{config.instrument}-send",
+            stream=stream,
+            src="tilecast-send",
+            timeout_s=60.0,
+            on_rejected=refused.append,
+        ) as publisher,
+        stopped_by_signals() as stop,
+    ):
         publisher.wait_connected(_CONNECT_S)
         publisher.start(
             name or scan_path.resolve().name,
@@ -127,7 +132,7 @@ def command(
             blend=blend,
         )
         with progress("sending", scan.n_frames) as step:
-            n_sent = _send_frames(publisher, scan, fps, step)
+            n_sent = _send_frames(publisher, scan, fps, stop, step)
         publisher.flush()
     for refusal in refused[:_SHOWN_REFUSALS]:
         click.secho(str(refusal), fg="yellow", err=True)
@@ -142,21 +147,21 @@ def command(
         ctx.exit(_INTERRUPTED)
 
 
-def _send_frames(publisher: Publisher, scan: Scan, fps: float, step: Callable[[], None]) -> int:
-    """Send all frames and end the run, also if it is broken off; gives the number of frames sent."""
+def _send_frames(publisher: Publisher, scan: Scan, fps: float, stop: threading.Event, step: Callable[[], None]) -> int:
+    """Send all frames, or until `stop` is set, and end the run; gives the number of frames sent."""
     reason: Literal["done", "abort", "error"] = "error"
     n_sent = 0
     began_s = time.monotonic()
     try:
         for frame in scan.frames():
             if fps:
-                time.sleep(max(0.0, began_s + frame.frame / fps - time.monotonic()))
+                stop.wait(began_s + frame.frame / fps - time.monotonic())
+            if stop.is_set():
+                break
             publisher.image(frame.pixels, frame=frame.frame, pos_um=frame.pos_um, tcz=frame.tcz)
             n_sent += 1
             step()
-        reason = "done"
-    except KeyboardInterrupt:
-        reason = "abort"
+        reason = "done" if n_sent == scan.n_frames else "abort"
     finally:
         publisher.end(reason)
     return n_sent

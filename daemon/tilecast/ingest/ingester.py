@@ -11,14 +11,16 @@ only PUB sources lose something, which the gaps in their numbers tell.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import structlog
@@ -52,7 +54,7 @@ from tilecast.ingest.verdicts import (
 )
 from tilecast.queues import ByteQueue
 from tilecast_protocol import pzf
-from tilecast_protocol.errors import JournalError, MalformedError, PZFError
+from tilecast_protocol.errors import JournalError, MalformedError, PZFError, QueryError, TilecastError
 from tilecast_protocol.journal import Journal, RecordKind
 from tilecast_protocol.messages import (
     Ack,
@@ -62,6 +64,7 @@ from tilecast_protocol.messages import (
     Hello,
     Image,
     Limits,
+    Rejection,
     RunNotice,
     Stage,
     Start,
@@ -74,6 +77,7 @@ from tilecast_protocol.ranges import RangeSet
 from tilecast_protocol.topics import parse_topic
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _KINDS: dict[type[Input], RecordKind] = {
     Start: RecordKind.START,
@@ -87,6 +91,10 @@ _TICK_S = 0.1
 _ACK_EVERY_S = 0.9
 _FREE_BYTES_EVERY_S = 1.0
 _TYPICAL_FRAME_NBYTES = 8 << 20
+_MAX_UNTOLD = 1024  # refusals kept for a publisher that does not read its acknowledgements
+_UNLOAD_S = 1.0  # what a late image waits for a run that is just being closed
+_LOAD_AGAIN_S = 10.0  # before a run that could not be loaded is tried again
+_LINGER_MS = 500  # for the last acknowledgements to leave
 
 
 class OpenRun(Protocol):
@@ -102,18 +110,22 @@ class OpenRun(Protocol):
 
 
 class RunKeeper(Protocol):
-    """Makes, finds and loads run folders."""
+    """Makes, finds and loads run folders. What cannot be read or written raises TilecastError or OSError."""
 
     def create(self, record: RunRecord, *, may_lack_calibration: bool) -> tuple[OpenRun, bool]:
         """Make the folder of a new run and freeze what its start means; whether a calibration is missing."""
+        ...
+
+    def discard(self, run: OpenRun) -> None:
+        """Take back what `create` made: the start could not be journalled."""
         ...
 
     def lookup(self, run: str) -> RunRecord | None:
         """What is kept of a run beside its journal; None if there is no such run."""
         ...
 
-    def load(self, run: str, *, complete: bool = False) -> OpenRun:
-        """Open a run that exists, for writing; `complete`: its journal has the calibration that it lacked."""
+    def load(self, record: RunRecord) -> tuple[OpenRun, bool]:
+        """Open a run that exists, for writing; whether it still lacks a calibration."""
         ...
 
     def placed_frames(self, run: OpenRun) -> RangeSet:
@@ -124,9 +136,17 @@ class RunKeeper(Protocol):
         """Keep what the journal cannot tell."""
         ...
 
+    def keep_counts(self, run: OpenRun, counts: Mapping[str, Any]) -> None:
+        """Keep the last counts of a run that is about to be given back."""
+        ...
+
 
 class Sink(Protocol):
-    """Where what this thread has journalled goes on to. All may be called with a full queue; they then wait."""
+    """Where what this thread has journalled goes on to.
+
+    All may be called with a full queue; they then wait. If nobody is left to take anything, they do nothing, but for
+    the `on_done` of `unload`, which is always called.
+    """
 
     @property
     def has_room(self) -> bool:
@@ -189,6 +209,16 @@ class _Peer:
     boot: str
     acked: int = -2
     acked_at: float = 0.0
+    untold: list[Rejection] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Unloading:
+    """A run that is on its way out: `done` is set when its store has been closed."""
+
+    run: OpenRun
+    finished: bool = True
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class Ingester:
@@ -241,13 +271,16 @@ class Ingester:
         self._on_failure = on_failure
         self._tracker = AckTracker()
         self._runs: dict[str, OpenRun] = {}
-        self._unloading: dict[str, threading.Event] = {}
+        self._unloading: dict[str, _Unloading] = {}
+        self._not_loadable: dict[str, tuple[float, str]] = {}
         self._peers: dict[bytes, _Peer] = {}
         self._recent: OrderedDict[tuple[str, int], tuple[NDArray[Any], int]] = OrderedDict()
         self._recent_nbytes = 0
         self._orders: deque[Callable[[], None]] = deque()
         self._inbox: ByteQueue[list[bytes | memoryview]] = ByteQueue("sources", options.recent_bytes)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.Lock()  # held for a moment: orders come until the thread has ended, and none later
+        self._ended = False
         self._stopping = False
         self._free = free_bytes()
         self._free_at = time.monotonic()
@@ -275,17 +308,66 @@ class Ingester:
 
     def wake(self) -> None:
         """Make the thread look at what has changed."""
-        os.eventfd_write(self._wake_fd, 1)
+        with self._wake_lock:
+            if not self._ended:
+                os.eventfd_write(self._wake_fd, 1)
 
-    def order(self, action: Callable[[], None]) -> None:
-        """Have `action` done in this thread, which owns the machine and the journals."""
-        self._orders.append(action)
-        self.wake()
+    def order(self, action: Callable[[], None]) -> bool:
+        """Have `action` done in this thread, which owns the machine and the journals; False if it has ended."""
+        with self._wake_lock:
+            if self._ended:
+                return False
+            self._orders.append(action)
+            os.eventfd_write(self._wake_fd, 1)
+            return True
+
+    def ask(self, question: Callable[[IngestMachine], T], timeout_s: float = 30.0) -> T:
+        """Ask the machine something, in the thread that owns it; what the question raises is raised here.
+
+        Raises
+        ------
+        QueryError
+            `busy`, if the thread did not come to it in time, or has ended.
+        """
+        answer: Future[T] = Future()
+
+        def find() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(question(self._machine))
+            except Exception as error:  # noqa: BLE001 - handed to whoever asked; the thread goes on
+                answer.set_exception(error)
+
+        if not self.order(find):
+            raise QueryError("busy", "the daemon is stopping; ask again when it has started")
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError as error:
+            if not answer.cancel():  # it has begun, and is a matter of moments
+                return answer.result()
+            raise QueryError("busy", "the daemon is catching up and did not come to this; ask again later") from error
+
+    def end_run(self, run: str) -> None:
+        """End a run whose publisher will not.
+
+        Raises
+        ------
+        QueryError
+            `conflict`, if it is not loaded; `busy`, as `ask`.
+        """
+
+        def end(machine: IngestMachine) -> None:
+            if run not in machine.loaded():
+                raise QueryError("conflict", f"run {run} is not open: it has ended, or is not known here")
+            self._do(machine.end_run(run, "abort", time.time_ns()))
+
+        self.ask(end)
 
     def emit(self, parts: Sequence[bytes | memoryview]) -> None:
         """Take a message from a plugin as from a socket; waits while ingest is behind."""
         message = list(parts)
-        if self._inbox.put(message, sum(len(part) for part in message)):
+        if self._inbox.put(message, sum(memoryview(part).nbytes for part in message)):
             self.wake()
 
     def loaded(self) -> list[str]:
@@ -312,11 +394,16 @@ class Ingester:
 
     def _run(self) -> None:
         try:
-            self._loop()
+            with contextlib.ExitStack() as last:  # each of these, whatever becomes of the others
+                last.callback(self._end)
+                last.callback(self._close_sockets)
+                last.callback(self._last_acks)
+                last.callback(self.syncer.close)
+                last.callback(self._inbox.close)
+                self._loop()
+                self._last_messages()
         except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
             self._on_failure("ingest", error)
-        finally:
-            self._finish()
 
     def _loop(self) -> None:
         poller = zmq.Poller()
@@ -326,10 +413,10 @@ class Ingester:
             for socket in sockets:
                 paths[socket] = path
         for run in self._to_recover:
-            try:
+            if self._stopping:
+                return  # the next daemon finds them as this one did
+            with contextlib.suppress(TilecastError, OSError):  # it has been said; the others go on
                 self._load(run)
-            except (StoreError, JournalError, CalibrationError) as error:
-                log.error("run cannot be recovered; the others go on", run=run, why=str(error))
         self._on_recovered()
         reading = False
         next_tick = time.monotonic()
@@ -359,57 +446,85 @@ class Ingester:
                 self._do(self._machine.tick(time.time_ns()))
             self._send_acks()
 
-    def _finish(self) -> None:
-        """Make everything durable, acknowledge it, and give the sockets back."""
+    def _last_messages(self) -> None:
+        """What has been taken over from plugins and PUSH sockets, who think that it has arrived; then the last word."""
         self._inbox.close()
+        while (parts := self._inbox.get()) is not None:
+            self._handle(parts, IngestPath.PULL, None)
+        for socket in self._sockets.get(IngestPath.PULL, ()):
+            for _ in range(socket.rcvhwm):  # no more: who goes on sending would keep us for ever
+                if not self._read_one(socket, IngestPath.PULL):
+                    break
         self._do(self._machine.close(time.time_ns()))
-        self.syncer.close()
+
+    def _last_acks(self) -> None:
         self._take_durable()
         self._send_acks(all_of_them=True)
+
+    def _close_sockets(self) -> None:
         for sockets in self._sockets.values():
             for socket in sockets:
-                socket.close()
+                socket.close(linger=_LINGER_MS)
+
+    def _end(self) -> None:
+        """Carry out the last orders: whoever gave one waits for it. From here on none is taken."""
+        with self._wake_lock:
+            self._ended = True
+            os.close(self._wake_fd)
         while self._orders:
             self._orders.popleft()()
 
-    def close_runs(self, wait_s: float) -> None:
-        """After the thread has ended: finish every run, and give it back."""
-        waiting = []
+    def close_runs(self, wait_s: float = 0.0, *, finish: bool = True) -> None:
+        """After the thread has ended: finish every run, and give it back.
+
+        Parameters
+        ----------
+        wait_s : float
+            How long that may take for all of them together.
+        finish : bool
+            If not, something has failed: runs are given back as they are, to be recovered.
+        """
+        known = self._machine.loaded()
         for run in list(self._runs.values()):
-            finished = True
-            if run.run in self._machine.loaded():
+            finished = False  # if it was loaded half-way when the daemon was stopped
+            if run.run in known:
                 record = self._machine.record(run.run)
                 self._keeper.keep(run, record)
                 # Its publisher will ask the next daemon how far it came; and if it does not, the run must go idle.
                 finished = record.phase not in (RunPhase.OPEN, RunPhase.IDLE)
-            done = threading.Event()
-            self._sink.unload(run, done.set)
-            waiting.append((run, done, finished))
+            if finish and run.run not in self._unloading:
+                self._unload(run.run, finished=finished)
         deadline = time.monotonic() + wait_s
-        for run, done, finished in waiting:
-            if done.wait(max(0.0, deadline - time.monotonic())):
-                run.release(finished=finished)
-            else:
+        for run in list(self._runs.values()):
+            leaving = self._unloading.get(run.run, _Unloading(run))
+            if not finish:
+                leaving.finished = False
+            elif not leaving.done.wait(max(0.0, deadline - time.monotonic())):
                 log.error("run was not finished in time; it is recovered at the next start", run=run.run)
-        self._runs.clear()
+                leaving.finished = False
+            self._release(leaving)
 
-    def _sync_failed(self, error: OSError) -> None:
+    def _sync_failed(self, error: Exception) -> None:
         self._on_failure("fsync", error)
 
     # ---- messages in -------------------------------------------------------------------------------------------------
 
     def _read(self, socket: zmq.Socket[bytes], path: IngestPath) -> None:
         for _ in range(_MESSAGES_A_TURN):
-            if not self._sink.has_room:
+            if not self._sink.has_room or not self._read_one(socket, path):
                 return
-            try:
-                frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return
-            if path is IngestPath.ACK:
-                self._handle(frames[1:], path, frames[0].bytes)
-            else:
-                self._handle(frames, path, None)
+
+    def _read_one(self, socket: zmq.Socket[bytes], path: IngestPath) -> bool:
+        """Take one message from a socket; False if none waits."""
+        try:
+            frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return False
+        if path is IngestPath.ACK:
+            self._handle(frames[1:], path, frames[0].bytes)
+        else:
+            self._handle(frames, path, None)
+        return True
 
     def _read_inbox(self) -> None:
         while self._sink.has_room:
@@ -459,15 +574,16 @@ class Ingester:
             self._tracker.unreadable(peer.src, peer.boot, error.reason, str(error), identity)
 
     def _screen(self, message: Input, path: IngestPath, now_ns: int) -> None:
-        verdict = self._machine.screen(message, path, now_ns)
-        if isinstance(verdict, NeedsRun):
-            try:
-                self._load(verdict.run)
-            except (StoreError, JournalError, CalibrationError) as error:
-                log.error("run cannot be loaded", run=verdict.run, why=str(error))
-                self._reject(message, path, "busy", f"the run cannot be loaded: {error}")
-                return
+        try:
             verdict = self._machine.screen(message, path, now_ns)
+            if isinstance(verdict, NeedsRun):
+                self._load(verdict.run)
+                verdict = self._machine.screen(message, path, now_ns)
+        except (TilecastError, OSError) as error:
+            # Its folder is damaged, or somebody else has it: no reason to stop for the other runs.
+            self.counters["rejected_busy"] += 1
+            self._reject(message, path, "busy", f"the run cannot be loaded: {error}")
+            return
         match verdict:
             case Accept():
                 self._accept(verdict)
@@ -521,9 +637,13 @@ class Ingester:
         try:
             index, ticket = self._journal(accept, stored, was_raw)
         except JournalError as error:
+            if accept.opens is not None:
+                self._discard(accept.opens.run)
             self._refuse(accept, "disk-reserve", f"the journal cannot be written: {error}")
             return
         self.counters["accepted"] += 1
+        if accept.opens is not None:
+            self._sink.opened(self._runs[accept.opens.run])
         if isinstance(message, Image):
             self.counters["images"] += 1
             self.counters["image_bytes"] += sum(memoryview(part).nbytes for part in message.parts)
@@ -544,8 +664,14 @@ class Ingester:
             self._refuse(accept, "disk-reserve", f"the run's folder cannot be made: {error}")
             return None
         self._runs[run.run] = run
-        self._sink.opened(run)
         return held
+
+    def _discard(self, run: str) -> None:
+        """Its start could not be journalled: then it does not exist, and may come again."""
+        try:
+            self._keeper.discard(self._runs.pop(run))
+        except (TilecastError, OSError) as error:
+            log.error("what is left of a run that could not be begun cannot be removed", run=run, why=str(error))
 
     def _refuse(self, accept: Accept, reason: str, why: str) -> None:
         self.counters[f"rejected_{reason}"] += 1
@@ -645,7 +771,8 @@ class Ingester:
                         self._screen(message, path, time.time_ns())
                 case Reload(run):
                     self._reload(run)
-                case Unload(run):
+                case Unload(run, counts):
+                    self._keeper.keep_counts(self._runs[run], counts)
                     self._unload(run)
 
     def _phase(self, effect: PhaseChange) -> None:
@@ -676,21 +803,51 @@ class Ingester:
 
     # ---- loading and unloading ---------------------------------------------------------------------------------------
 
-    def _load(self, run: str, *, complete: bool = False) -> None:
-        """Open a run's journal and let the machine read it; what is not in its store is then blended."""
-        self._await_unloaded(run)
+    def _load(self, run: str) -> None:
+        """Open a run's journal and let the machine read it; what is not in its store is then blended.
+
+        Raises
+        ------
+        TilecastError, OSError
+            If that fails. It is not tried again for a while: somebody may send to that run all the time.
+        """
+        until, why = self._not_loadable.get(run, (0.0, ""))
+        if time.monotonic() < until:
+            raise StoreError(why)
+        try:
+            self._await_unloaded(run)
+            self._recover(run)
+        except (TilecastError, OSError) as error:
+            log.error("run cannot be loaded; the others go on", run=run, why=str(error))
+            now = time.monotonic()
+            still = {other: entry for other, entry in self._not_loadable.items() if entry[0] > now}
+            self._not_loadable = still | {run: (now + _LOAD_AGAIN_S, str(error))}
+            raise
+
+    def _recover(self, run: str) -> None:
         record = self._keeper.lookup(run)
         if record is None:
             raise StoreError(f"there is no run {run}")
-        if complete:
-            record = replace(record, held=False)
-        opened = self._keeper.load(run, complete=complete)
+        began = time.monotonic()
+        opened, held = self._keeper.load(record)
+        try:
+            placed = self._keeper.placed_frames(opened)
+        except BaseException:
+            opened.release(finished=False)
+            raise
         self._runs[run] = opened
         self._sink.opened(opened)
-        began = time.monotonic()
-        self._do(
-            self._machine.recover(record, self._messages(opened), self._keeper.placed_frames(opened), time.time_ns())
-        )
+        record = replace(record, held=held)
+        try:
+            for effect in self._machine.recover(record, self._messages(opened), placed, time.time_ns()):
+                if self._stopping:
+                    self._machine.forget(run)  # so that it is not taken for finished
+                    return
+                self._do([effect])
+        except (TilecastError, OSError):
+            self._machine.forget(run)
+            self._unload(run, finished=False)
+            raise
         log.info("run loaded", run=run, images=opened.journal.n_images, seconds=round(time.monotonic() - began, 3))
         for damage in opened.journal.damage:
             log.warning("journal damaged", run=run, segment=damage.segment, what=damage.what, frames=damage.frames)
@@ -702,35 +859,45 @@ class Ingester:
             self._tracker.recovered(item.message.src, item.message.boot, item.message.seq, record.acked_seq)
             yield item
 
-    def _unload(self, run: str) -> None:
-        opened = self._runs[run]
-        done = threading.Event()
-        self._unloading[run] = done
+    def _unload(self, run: str, *, finished: bool = True) -> None:
+        """Have a run finished, and then give it back."""
+        leaving = self._unloading[run] = _Unloading(self._runs[run], finished)
 
-        def finished() -> None:
-            done.set()
-            self.order(lambda: self._release(run, opened))
+        def done() -> None:
+            leaving.done.set()
+            self.order(lambda: self._release(leaving))
 
-        self._sink.unload(opened, finished)
+        self._sink.unload(leaving.run, done)
 
-    def _release(self, run: str, opened: OpenRun) -> None:
-        if self._unloading.pop(run, None) is not None:
-            self._runs.pop(run, None)
-            opened.release()
-            self._tracker.close_run(run)
+    def _release(self, leaving: _Unloading) -> None:
+        """Give a run back, once; what is wrong with it is no reason to stop for the others."""
+        run = leaving.run
+        if self._runs.get(run.run) is not run:
+            return
+        self._unloading.pop(run.run, None)
+        del self._runs[run.run]
+        try:
+            run.release(finished=leaving.finished)
+        except (TilecastError, OSError) as error:
+            log.error("run was not closed in good order", run=run.run, why=str(error))
+        else:
+            self._tracker.close_run(run.run)
 
     def _await_unloaded(self, run: str) -> None:
-        """If a run is just being unloaded, wait for that: it is a matter of one commit."""
-        done = self._unloading.get(run)
-        if done is not None:
-            done.wait()
-            self._release(run, self._runs[run])
+        """If a run is just being unloaded, wait for that: it is a matter of one commit, if it is not rebuilt."""
+        leaving = self._unloading.get(run)
+        if leaving is not None:
+            if not leaving.done.wait(_UNLOAD_S):
+                raise StoreError(f"run {run} is still being written; send this again in a moment")
+            self._release(leaving)
 
     def _reload(self, run: str) -> None:
         """A calibration that was missing has come: begin anew with it."""
+        self._keeper.keep(self._runs[run], self._machine.record(run))
         self._machine.forget(run)
         self._unload(run)
-        self._load(run, complete=True)
+        with contextlib.suppress(TilecastError, OSError):  # it has been said; the next message for it tries again
+            self._load(run)
 
     # ---- acknowledgements --------------------------------------------------------------------------------------------
 
@@ -779,14 +946,14 @@ class Ingester:
         now = time.monotonic()
         for peer in list(self._peers.values()):
             upto = self._tracker.upto_seq(peer.src, peer.boot)
-            rejected = self._tracker.take_rejected(peer.src, peer.boot)
+            rejected = [*peer.untold, *self._tracker.take_rejected(peer.src, peer.boot)]
             due = all_of_them or now - peer.acked_at >= _ACK_EVERY_S
-            if upto == peer.acked and not rejected and not due:
+            if upto == peer.acked and len(rejected) == len(peer.untold) and not due:
                 continue
             peer.acked, peer.acked_at = upto, now
             if now - self._free_at > _FREE_BYTES_EVERY_S:
                 self._free, self._free_at = self._free_bytes(), now
-            self._answer(
+            told = self._answer(
                 peer,
                 Ack(
                     instrument=peer.instrument,
@@ -798,17 +965,20 @@ class Ingester:
                     free_bytes=self._free,
                 ),
             )
+            peer.untold = [] if told else rejected[-_MAX_UNTOLD:]
 
-    def _answer(self, peer: _Peer, message: Ack | Welcome) -> None:
+    def _answer(self, peer: _Peer, message: Ack | Welcome) -> bool:
+        """Tell a publisher; False if it does not read just now."""
         for socket in self._sockets.get(IngestPath.ACK, []):
             try:
                 socket.send_multipart([peer.identity, *encode(message)], zmq.DONTWAIT)
             except zmq.Again:
-                peer.acked = -2  # it does not read; the next ack says it all
+                return False
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
                 self._peers.pop(peer.identity, None)  # gone; should it come back, it says hello
+        return True
 
 
 def _notice(start: Start, kind: str, detail: dict[str, Any]) -> RunNotice:

@@ -246,6 +246,16 @@ class Joiner:
         if either sample of its bracket says so.
     max_samples, max_waiting : int
         Bounds of memory; see the module.
+
+    Attributes
+    ----------
+    track : StageTrack
+    brackets : BracketStats
+        Of all images that were placed.
+    n_waiting_for_later : int
+        Images for which no later sample has come.
+    n_news : int
+        How often a sample has placed an image that waited, or changed the reason why it has no place.
     """
 
     def __init__(
@@ -259,6 +269,7 @@ class Joiner:
         self.track = StageTrack(max_samples)
         self.brackets = BracketStats()
         self.n_waiting_for_later = 0
+        self.n_news = 0
         self._max_gap_ns = round(max_gap_ms * 1e6)
         self._allow_moving = allow_moving
         self._max_waiting = max_waiting
@@ -311,6 +322,7 @@ class Joiner:
                 self._t_recv[i],
             )
             found = self._find(image)
+            self.n_news += found != self._why[i]
             self.n_waiting_for_later -= self._why[i] == _IS_NO_LATER
             if isinstance(found, Joined):
                 placed.append(found)

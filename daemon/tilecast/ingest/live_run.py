@@ -219,8 +219,9 @@ class LiveRun:
             self.stage_stream = message.stream
         if message.stream != self.stage_stream or not self.reaches(message):
             return []
+        n_news = self._joiner.n_news
         joined = self._joiner.add_stage(message.t_ns, message.pos_um, message.moving)
-        if joined and self.phase is not RunPhase.OPEN:
+        if self._joiner.n_news > n_news and self.phase is not RunPhase.OPEN:
             self.changed(now_ns)
             if self._report_waits and not self._joiner.n_waiting_for_later:
                 self._report_soon(now_ns)

@@ -437,13 +437,19 @@ class IngestMachine:
 
     def _screen_stage(self, message: Stage, path: IngestPath, now_ns: int) -> Verdict:
         runs = [run for run in self._runs.values() if run.key[0] == message.instrument and run.takes_stage(now_ns)]
-        lacking = [run for run in runs if not run.has(message)]
-        if not lacking and (runs or message in self._stages):
-            return Drop(DropReason.RESENT, runs[0].run if runs else None)
-        for run in lacking:
-            if not run.reaches(message):
+        # A run that was started with a wrong pixel size must not keep the stage from the others.
+        reached = [run for run in runs if run.reaches(message)]
+        lacking = [run for run in reached if not run.has(message)]
+        if not lacking and (reached or message in self._stages):
+            return Drop(DropReason.RESENT, reached[0].run if reached else None)
+        sentence = ""
+        for run in runs:
+            if run not in reached:
                 sentence = f"stage: {message.pos_um} µm is beyond ±2**30 pixels of run {run.run}; check its unit"
-                return self._reject("malformed", sentence, now_ns, run=run.run)
+                run.refuse("malformed", sentence, now_ns)
+        if sentence and not reached:
+            self._count_refusal("malformed")
+            return Reject("malformed", sentence, runs[0].run)
         targets = tuple(Target(run.run) for run in lacking)
         return Accept(message=message, path=path, now_ns=now_ns, targets=targets)
 

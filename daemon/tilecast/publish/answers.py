@@ -7,6 +7,7 @@ writing the run meanwhile; a reader gives one consistent instant per call, and a
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,10 +156,30 @@ def region(reader: TileReader, query: dict[str, Any], max_pixels: int) -> Answer
     return Answer(values, tuple(payload))
 
 
-def placements(reader: TileReader, query: dict[str, Any], unplaced: list[dict[str, Any]]) -> Answer:
-    """Where each frame lies, how that is known, and which have no place yet."""
-    rows = [_placement(row.placement, row.rev) for row in reader.placements(query["since"] or 0)]
-    return Answer({"placements": rows, "unplaced": unplaced, "rev": max((row[-1] for row in rows), default=0)})
+def placements(reader: TileReader, query: dict[str, Any], unplaced: dict[str, Any] | None, max_rows: int) -> Answer:
+    """A page of where frames lie and how that is known; on the last page, which have no place yet.
+
+    Parameters
+    ----------
+    unplaced : dict of str to list of (first, last), optional
+        Frames without a place, by the reason; None takes what the last report said.
+    """
+    info = reader.info()
+    limit = min(query["limit"], max_rows)
+    rows = list(islice(reader.placements(query["since"], after=query["after"]), limit + 1))
+    more = len(rows) > limit
+    values: dict[str, Any] = {
+        "epoch": info.epoch,
+        "rev": info.rev,
+        "placements": [_placement(row.placement, row.rev) for row in rows[:limit]],
+        "more": more,
+    }
+    if not more:
+        by_reason = unplaced if unplaced is not None else (info.report or {}).get("unplaced", {})
+        values["unplaced"] = [
+            {"why": why, "frames": [list(pair) for pair in ranges]} for why, ranges in by_reason.items()
+        ]
+    return Answer(values)
 
 
 def check_region(info: RunInfo, level: int, bounds: Rect, max_pixels: int) -> None:

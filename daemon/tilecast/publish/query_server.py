@@ -53,8 +53,8 @@ class Operations(Protocol):
         """State, and why not ready."""
         ...
 
-    def unplaced(self, run: str) -> list[dict[str, Any]]:
-        """Frames of a run that have no place yet, and why."""
+    def unplaced(self, run: str) -> dict[str, Any] | None:
+        """Frames of a loaded run that have no place yet, as ranges by the reason; None if it is not loaded."""
         ...
 
     def live_report(self, run: str) -> dict[str, Any] | None:
@@ -246,7 +246,8 @@ class QueryServer:
             case "region":
                 return answers.region(self._reader(query["run"]), query, self._max_region_pixels)
             case "placements":
-                return answers.placements(self._reader(query["run"]), query, operations.unplaced(query["run"]))
+                unplaced = operations.unplaced(query["run"])
+                return answers.placements(self._reader(query["run"]), query, unplaced, self._max_tiles)
             case "report":
                 return Answer(self._report(query["run"]))
             case cmd:

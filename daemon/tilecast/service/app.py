@@ -7,6 +7,10 @@ The main thread runs one asyncio loop: signals, the notify and query sockets, th
 other thread owns what it works on, and they meet in two queues that are bounded in bytes.
 
 Shutdown goes with the stream: stop reading, make durable, acknowledge; blend what was read; commit it; tell viewers.
+What cannot be finished then (a rebuild, tiles for which the disk has no room) is left as it is, and taken up again.
+
+When a thread fails, the daemon ends, and leaves its runs to be recovered: a new process is the surest way to a sound
+state. The thread closes the queue that it read from, so that nobody waits for it for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import structlog
@@ -52,13 +56,14 @@ from tilecast_protocol.errors import QueryError
 from tilecast_protocol.messages import DaemonHeartbeat, Limits, RunNotice, RunRev, Tiles
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 _HEARTBEAT_S = 1.0
 _MARK_NBYTES = 4096
 _PLACED_NBYTES = 512
 _CLOSE_S = 600.0
 _STORE_S = 10.0
+_MARK_S = 60.0
+_STATS_S = 1.0
 _TYPICAL_NOTIFICATION_NBYTES = 16 * 1024
 _TYPICAL_FRAME_NBYTES = 8 << 20
 
@@ -93,7 +98,9 @@ class Daemon:
         self._failure: tuple[str, BaseException] | None = None
         self._started_at = time.time()
         self._process = psutil.Process()
-        self._busy_rebuilds: set[str] = set()
+        self._rebuilds: set[str] = set()
+        self._rebuilds_lock = threading.Lock()
+        self._no_more_rebuilds = False
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -176,10 +183,9 @@ class Daemon:
             batch_bytes=config.store.queue_bytes // 4,
             on_failure=failed,
         )
-        self._machine = IngestMachine(ingest_settings(config), self._keeper.lookup)
         self._ingester = Ingester(
             sockets,
-            machine=self._machine,
+            machine=IngestMachine(ingest_settings(config), self._keeper.lookup),
             keeper=self._keeper,
             sink=_Pipeline(self._blend_queue, self._notifier),
             options=IngesterOptions(
@@ -250,17 +256,17 @@ class Daemon:
 
     def _drain(self) -> None:
         """Let everything that was read go its way to the end; in a thread, because it waits."""
+        self._no_more_rebuilds = True
+        self._committer.abandon()
         self._sources.close()
         self._ingester.stop()
         self._ingester.join()
         if self._failure is None:
             self._ingester.close_runs(_CLOSE_S)
-        else:
-            self._committer.abandon()
         self._blend_queue.close()
         self._blender.join()
-        self._store_queue.close()
         self._committer.join()
+        self._ingester.close_runs(finish=False)  # those of a daemon that has failed
         self._teller.close()
 
     async def _heartbeat(self) -> None:
@@ -362,7 +368,7 @@ class Daemon:
                 for queue in (self._blend_queue, self._store_queue)
                 for stats in (queue.stats(),)
             },
-            "ingest": self._ingester.stats() | self._in_ingest(self._machine.stats),
+            "ingest": self._ingester.stats() | self._machine_stats(),
             "blend": self._blender.stats(),
             "store": {
                 "n_commits": committed.n_commits,
@@ -392,26 +398,30 @@ class Daemon:
             problems.append(f"the daemon is {self._state}")
         if not self._blend_queue.has_room:
             problems.append("frames come faster than they can be blended; publishers are slowed")
+        loaded = self._ingester.loaded()
+        for name in loaded:
+            run = self._ingester.run_loaded(name)
+            if isinstance(run, Run) and run.stuck:
+                problems.append(f"the mosaic of run {name} is stuck: {run.stuck}")
         return {
             "state": self._state,
             "ready": self._state == "ready",
             "problems": problems,
             "free_bytes": self._free_bytes(),
-            "runs": self._ingester.loaded(),
+            "runs": loaded,
         }
 
-    def unplaced(self, run: str) -> list[dict[str, Any]]:
-        """Frames of a run that have no place yet, and why."""
+    def unplaced(self, run: str) -> dict[str, Any] | None:
+        """Frames of a loaded run that have no place yet, as ranges by the reason."""
         if self._ingester.run_loaded(run) is None:
-            return []
-        found = self._in_ingest(lambda: self._machine.unplaced(run) if run in self._machine.loaded() else {})
-        return [{"why": why, "frames": [list(pair) for pair in ranges]} for why, ranges in found.items()]
+            return None
+        return self._ingester.ask(lambda machine: machine.unplaced(run) if run in machine.loaded() else None)
 
     def live_report(self, run: str) -> dict[str, Any] | None:
         """The report of a loaded run as it would be written now."""
         if self._ingester.run_loaded(run) is None:
             return None
-        return self._in_ingest(lambda: self._machine.report(run) if run in self._machine.loaded() else None)
+        return self._ingester.ask(lambda machine: machine.report(run) if run in machine.loaded() else None)
 
     def await_store(self, run: str) -> None:
         """Wait until the store of a run that has just begun is there."""
@@ -438,68 +448,74 @@ class Daemon:
         raise QueryError("unknown-command", f"no operator command {query['cmd']}")
 
     def _end(self, run: str) -> dict[str, Any]:
-        def end() -> None:
-            if run not in self._machine.loaded():
-                raise QueryError("conflict", f"run {run} is not open: it has ended, or is not known here")
-            self._ingester._do(self._machine.end_run(run, "abort", time.time_ns()))
-
-        self._in_ingest(end)
+        self._ingester.end_run(run)
         return {"run": run}
 
     def _mark(self, run: str, **what: Any) -> dict[str, Any]:
         """Write something into a run's store: through the store thread if the run is loaded, else directly."""
         loaded = self._ingester.run_loaded(run)
         if isinstance(loaded, Run):
-            done = threading.Event()
-            self._blend_queue.put(Marked(loaded, on_done=done.set, **what), _MARK_NBYTES)
-            if not done.wait(60):
-                raise QueryError("busy", "the store did not get to it within a minute; look whether it was done")
+            done = _Done()
+            self._to_blend(Marked(loaded, on_done=done, **what))
+            try:
+                done.result(_MARK_S)
+            except TimeoutError as error:
+                raise QueryError("busy", "the store did not get to it yet; look later whether it was done") from error
             return {"run": run}
         self._known(run)
         self._keeper.write_closed(run, **what)
         return {"run": run}
 
+    def _to_blend(self, item: Marked | Rebuild) -> None:
+        if not self._blend_queue.put(item, _MARK_NBYTES):
+            raise QueryError("busy", "the daemon is stopping; ask again when it has started")
+
     def _rebuild(self, query: dict[str, Any]) -> dict[str, Any]:
-        run, options = query["run"], {"mode": query["blend"], "rejoin": query["rejoin"]}
+        run = query["run"]
         self._known(run)
-        if run in self._busy_rebuilds:
-            raise QueryError("conflict", f"run {run} is being rebuilt already")
-        self._busy_rebuilds.add(run)
-        done: Future[None] = Future()
-        loaded = self._ingester.run_loaded(run)
-
-        def finished(error: Exception | None) -> None:
-            self._busy_rebuilds.discard(run)
-            if error is None:
-                done.set_result(None)
+        with self._rebuilds_lock:
+            if run in self._rebuilds:
+                raise QueryError("conflict", f"run {run} is being rebuilt already")
+            self._rebuilds.add(run)
+        try:
+            loaded = self._ingester.run_loaded(run)
+            if isinstance(loaded, Run):
+                done = _Done()
+                self._to_blend(Rebuild(loaded, lambda: self._make_anew(query, loaded), done))
+                done.result()
             else:
-                done.set_exception(error)
-
-        def work() -> None:
-            lock = loaded.lock if isinstance(loaded, Run) else None
-            rebuilt = rebuild_run(self._root / run, lock=lock, **options)
-            start = rebuilt.start
-            self._notifier.announce(
-                Tiles(
-                    instrument=start.instrument,
-                    stream=start.stream,
-                    run=run,
-                    epoch=rebuilt.commit.epoch,
-                    rev=rebuilt.commit.rev,
-                    truncated=True,
-                    t_commit_ns=rebuilt.commit.t_commit_ns,
-                )
-            )
-
-        if isinstance(loaded, Run):
-            self._blend_queue.put(Rebuild(loaded, work, finished), _MARK_NBYTES)
-            done.result()
-        else:
-            try:
-                work()
-            finally:
-                self._busy_rebuilds.discard(run)
+                self._make_anew(query, None)
+        finally:
+            self._rebuilds.discard(run)
         return {"run": run}
+
+    def _make_anew(self, query: dict[str, Any], loaded: Run | None) -> None:
+        """Rebuild a run whose store nobody has open, and tell viewers."""
+
+        def look_up(*_: object) -> None:
+            if self._no_more_rebuilds:
+                raise QueryError("busy", "the daemon stops, and this rebuild with it; the old mosaic stays")
+
+        rebuilt = rebuild_run(
+            self._root / query["run"],
+            mode=query["blend"],
+            rejoin=query["rejoin"],
+            lock=None if loaded is None else loaded.lock,
+            journal=None if loaded is None else loaded.journal,
+            budget_bytes=self._config.blend.budget_bytes,
+            progress=look_up,
+        )
+        self._notifier.announce(
+            Tiles(
+                instrument=rebuilt.start.instrument,
+                stream=rebuilt.start.stream,
+                run=query["run"],
+                epoch=rebuilt.commit.epoch,
+                rev=rebuilt.commit.rev,
+                truncated=True,
+                t_commit_ns=rebuilt.commit.t_commit_ns,
+            )
+        )
 
     def _delete(self, run: str) -> dict[str, Any]:
         self._known(run)
@@ -520,21 +536,27 @@ class Daemon:
         if not (self._root / run).is_dir():
             raise QueryError("unknown-run", f"there is no run {run} here; `runs` lists those that are")
 
-    def _in_ingest(self, question: Callable[[], T]) -> T:
-        """Ask the thread that owns the answer."""
-        answer: Future[T] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(question())
-            except Exception as error:  # noqa: BLE001 - handed to whoever asked; the thread goes on
-                answer.set_exception(error)
-
-        self._ingester.order(ask)
-        return answer.result(timeout=30)
+    def _machine_stats(self) -> dict[str, Any]:
+        try:
+            return self._ingester.ask(lambda machine: machine.stats(), _STATS_S)
+        except QueryError:
+            return {}  # it is loading runs; the other numbers are worth having
 
     def _free_bytes(self) -> int:
-        return shutil.disk_usage(self._root).free
+        try:
+            return shutil.disk_usage(self._root).free
+        except OSError:
+            return 0  # somebody has removed the folder, or its disk: there is no room
+
+
+class _Done(Future[None]):
+    """What a thread that waits for another is told: called with what went wrong, or None."""
+
+    def __call__(self, error: Exception | None) -> None:
+        if error is None:
+            self.set_result(None)
+        else:
+            self.set_exception(error)
 
 
 class _Pipeline:
@@ -574,7 +596,8 @@ class _Pipeline:
 
     def unload(self, run: Run, on_done: Callable[[], None]) -> None:
         """Finish everything of a run and close its store."""
-        self._queue.put(Unload(run, on_done), _MARK_NBYTES)
+        if not self._queue.put(Unload(run, on_done), _MARK_NBYTES):
+            on_done()
 
 
 def ingest_settings(config: Config) -> IngestSettings:

@@ -5,11 +5,15 @@ ingest thread; what it makes goes through another to the store thread. When to h
 deadlines: if the store is idle and no frame waits, at once (a lone frame is on the screen as soon as it can be); if the
 daemon is busy, frames are gathered for up to `commit_interval_s`, or until the store is ready again, so that larger
 batches cost less; and at any time when `batch_bytes` of frames have been gathered, because what is not in the store
-cannot be dropped from memory, and memory has a budget. A full store queue makes this thread wait, its own queue fills, and the publishers slow down.
+cannot be dropped from memory, and memory has a budget. A full store queue makes this thread wait, its own queue fills,
+and the publishers slow down.
 
 Blending needs to read: accumulators that were evicted are made again from the journal, tiles from the store. Both are
 read here, in this thread, through `Run.load` and a read-only connection of its own, because the next step of the very
 same tile needs the answer; to send the question to another thread and wait would only add a hop.
+
+What cannot be read stops one run, not the daemon: its mosaic is *stuck* (`Run.stuck`), its frames go on into its
+journal, and a rebuild or the next start goes on from there.
 """
 
 from __future__ import annotations
@@ -17,24 +21,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 from numpy.typing import NDArray
 
+from tilecast.errors import StoreError
 from tilecast.geometry import Placement, PlaneKey, Rect, TileKey
 from tilecast.pyramid import Pyramid, PyramidSettings, PyramidStats, RenderedTile
 from tilecast.queues import ByteQueue
-from tilecast.service.committer import Closed, Marked, Opened, Rendered, StoreItem
+from tilecast.service.committer import Closed, Marked, Opened, Rendered, StoreItem, refuse, stuck_notice
 from tilecast.service.runs import Run
 from tilecast.store.coverage import coverage_unpack
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import TileReader
 from tilecast_protocol import pzf
+from tilecast_protocol.errors import JournalError, PZFError, TilecastError
+from tilecast_protocol.messages import RunNotice
 
 log = structlog.get_logger()
+
+_RESTS_AFTER_S = 10.0
+_LONGEST_WAIT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -68,7 +78,15 @@ class Unload:
 
 @dataclass(slots=True)
 class Rebuild:
-    """Make all tiles of a run anew, while its images go on being journalled."""
+    """Make all tiles of a run anew, while its images go on being journalled.
+
+    Attributes
+    ----------
+    work : callable
+        Does it, in a thread of its own, while nobody has the run's store open.
+    on_done : callable
+        Called with what went wrong, or None.
+    """
 
     run: Run
     work: Callable[[], None]
@@ -79,55 +97,64 @@ BlendItem = Placed | Opened | Marked | Unload | Rebuild
 
 
 class StoredMosaic:
-    """What is committed, as a pyramid asks for it: placements under a rectangle, tiles, keys of a level.
+    """What is committed, as a pyramid asks for it: placements under a rectangle, and tiles.
 
     Parameters
     ----------
-    reader : callable
-        Gives the reader, or None while there is no store yet.
+    reader : TileReader
     tile_size : int
     """
 
-    def __init__(self, reader: Callable[[], TileReader | None], tile_size: int) -> None:
+    def __init__(self, reader: TileReader, tile_size: int) -> None:
         self._reader = reader
         self._tile_size = tile_size
 
     def covering(self, plane: PlaneKey, rect: Rect) -> list[Placement]:
         """Committed placements that share a pixel with `rect`."""
-        reader = self._reader()
-        return [] if reader is None else reader.covering(plane, rect)
+        return self._reader.covering(plane, rect)
 
     def has_placement(self, frame: int, view: int) -> bool:
         """Whether a frame's placement is committed."""
-        reader = self._reader()
-        return reader is not None and reader.has_placement(frame, view)
+        return self._reader.has_placement(frame, view)
 
     def read(self, plane: PlaneKey, key: TileKey) -> RenderedTile | None:
         """A committed tile."""
-        reader = self._reader()
-        stored = None if reader is None else reader.tile(plane, key)
+        stored = self._reader.tile(plane, key)
         if stored is None:
             return None
         return RenderedTile(pzf.decode_image(stored.pzf), coverage_unpack(stored.coverage, self._tile_size))
 
-    def keys(self, plane: PlaneKey, level: int) -> Iterable[TileKey]:
-        """Keys of the committed tiles of a level."""
-        reader = self._reader()
-        return () if reader is None else reader.keys(plane, level)
-
 
 @dataclass(slots=True, eq=False)
 class _Mosaic:
+    """One loaded run.
+
+    Attributes
+    ----------
+    pyramid, reader
+        Made when the first frame comes.
+    in_flight : int
+        Batches that are on their way to the store.
+    dirty_since, t_recv_ns, gathered_nbytes
+        Of what is not flushed: when that began, the arrival of its oldest frame, how much it is.
+    ticket : int
+        What must be durable before it may be committed.
+    used_at : float
+        When the last frame came.
+    parked : list or None
+        What came since a rebuild began; None while there is none.
+    """
+
     run: Run
     pyramid: Pyramid | None = None
     reader: SqliteReader | None = None
     in_flight: int = 0
     dirty_since: float | None = None
     t_recv_ns: int | None = None
-    ticket: int = 0
     gathered_nbytes: int = 0
-    rebuilding: bool = False
-    parked: list[Placed | Marked] = field(default_factory=list)
+    ticket: int = 0
+    used_at: float = 0.0
+    parked: list[BlendItem] | None = None
 
 
 class Blender:
@@ -136,11 +163,11 @@ class Blender:
     Parameters
     ----------
     queue : ByteQueue
-        Its work.
+        Its work; closed by this thread if it dies.
     store_queue : ByteQueue
         Where its batches go; closed by this thread when it ends.
     budget_bytes : int
-        Memory for accumulators and cached tiles, shared by all loaded runs.
+        Memory for accumulators and cached tiles. The runs that got frames lately share it evenly.
     commit_interval_s : float
         How long a busy daemon gathers frames before it commits them.
     batch_bytes : int
@@ -166,6 +193,7 @@ class Blender:
         self._batch_bytes = batch_bytes
         self._on_failure = on_failure
         self._mosaics: dict[str, _Mosaic] = {}
+        self._at_work: set[_Mosaic] = set()
         self._notes: deque[Callable[[], None]] = deque()
         self.n_frames = 0
         self.blend_s = 0.0
@@ -195,6 +223,8 @@ class Blender:
             "pyramids": {run: asdict(stats) for run, stats in list(self._pyramid_stats.items())},
         }
 
+    # ---- the thread --------------------------------------------------------------------------------------------------
+
     def _run(self) -> None:
         try:
             while not self._queue.drained:
@@ -208,63 +238,127 @@ class Blender:
         except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
             self._on_failure("blend", error)
         finally:
+            self._queue.close()
+            self._leave()
             self._store_queue.close()
-            for mosaic in self._mosaics.values():
-                if mosaic.reader is not None:
-                    mosaic.reader.close()
+
+    def _leave(self) -> None:
+        """Tell all who wait for something that is not done any more."""
+        for mosaic in self._mosaics.values():
+            self._drop_pyramid(mosaic)
+            for item in mosaic.parked or ():
+                self._refuse(item)
+        while (left := self._queue.get(timeout_s=0)) is not None:
+            self._refuse(left)
 
     def _patience_s(self) -> float:
         """How long to wait for work before something is due anyway."""
+        now = time.monotonic()
         due = [
-            mosaic.dirty_since + self._commit_interval_s - time.monotonic()
+            mosaic.dirty_since + self._commit_interval_s - now
             for mosaic in self._mosaics.values()
             if mosaic.dirty_since is not None and not mosaic.in_flight
         ]
-        return max(0.0, min([1.0, *due]))
+        return max(0.0, min([_LONGEST_WAIT_S, *due]))
 
     def _read_notes(self) -> None:
         while self._notes:
             self._notes.popleft()()
 
     def _do(self, item: BlendItem) -> None:
+        if isinstance(item, Opened):
+            self._mosaics[item.run.run] = _Mosaic(item.run)
+            self._hand_on(item)
+            return
+        mosaic = self._mosaics.get(item.run.run)
+        if mosaic is None or mosaic.run is not item.run:
+            self._refuse(item)
+        elif mosaic.parked is not None:
+            if isinstance(item, Placed):
+                item.pixels = None  # it is in the journal; a rebuild may take long, and memory has a budget
+            mosaic.parked.append(item)
+        else:
+            self._work_on(mosaic, item)
+
+    def _work_on(self, mosaic: _Mosaic, item: Placed | Marked | Unload | Rebuild) -> None:
         match item:
-            case Opened(run):
-                self._mosaics[run.run] = _Mosaic(run)
-                self._store_queue.put(item)
             case Placed():
-                self._place(self._mosaics[item.run.run], item)
+                self._place(mosaic, item)
             case Marked():
-                mosaic = self._mosaics[item.run.run]
-                if mosaic.rebuilding:
-                    mosaic.parked.append(item)
-                else:
-                    if item.state is not None or item.report is not None:
-                        self._flush(mosaic)  # what is said of a run must be true of its tiles
-                    self._store_queue.put(item)
+                if item.state is not None or item.report is not None:
+                    self._flush(mosaic)  # what is said of a run must be true of its tiles
+                self._hand_on(item)
             case Unload(run, on_done):
-                mosaic = self._mosaics.pop(run.run)
-                self._forget(mosaic, on_done)
+                del self._mosaics[run.run]
+                self._close(mosaic, on_done)
             case Rebuild():
-                self._begin_rebuild(item)
+                self._begin_rebuild(mosaic, item)
+
+    @staticmethod
+    def _refuse(item: BlendItem) -> None:
+        """What comes for a run that has just been closed, or after the end; what was to be blended is in a journal."""
+        if isinstance(item, Unload):
+            item.on_done()
+        elif not isinstance(item, Placed):
+            error = StoreError("the run is being closed; ask again in a moment")
+            if isinstance(item, Rebuild):
+                item.on_done(error)
+            else:
+                refuse(item, error)
+
+    def _hand_on(self, item: StoreItem, nbytes: int = 0) -> None:
+        if not self._store_queue.put(item, nbytes):
+            refuse(item, StoreError("the daemon has stopped writing"))
+
+    # ---- frames ------------------------------------------------------------------------------------------------------
 
     def _place(self, mosaic: _Mosaic, item: Placed) -> None:
-        if mosaic.rebuilding:
-            item.pixels = None  # it is in the journal; a rebuild may take long, and memory has a budget
-            mosaic.parked.append(item)
+        run = mosaic.run
+        run.store_ready.wait()  # a pyramid must know what there is, or it would begin anew over it
+        if run.stuck:
             return
-        began = time.monotonic()
-        pixels = None if item.pixels is None else mosaic.run.calibrated(item.pixels)
-        pyramid = self._pyramid(mosaic)
-        pyramid.add(item.placement, pixels)
+        mosaic.used_at = began = time.monotonic()
+        try:
+            pyramid = self._pyramid(mosaic)
+            pixels = self._pixels(mosaic, item)
+            if pixels is None:
+                return
+            pyramid.add(item.placement, pixels)
+        except (TilecastError, OSError, ValueError) as error:
+            self._give_up(mosaic, error)
+            return
         self.n_frames += 1
         self.blend_s += time.monotonic() - began
         if mosaic.dirty_since is None:
             mosaic.dirty_since = began
-        if item.t_recv_ns is not None and mosaic.t_recv_ns is None:
-            mosaic.t_recv_ns = item.t_recv_ns
+        if item.t_recv_ns is not None:
+            mosaic.t_recv_ns = item.t_recv_ns if mosaic.t_recv_ns is None else min(mosaic.t_recv_ns, item.t_recv_ns)
         mosaic.ticket = max(mosaic.ticket, item.ticket)
-        mosaic.gathered_nbytes += mosaic.run.start.frame_nbytes
-        self._pyramid_stats[mosaic.run.run] = pyramid.stats()
+        mosaic.gathered_nbytes += run.start.frame_nbytes
+        self._pyramid_stats[run.run] = pyramid.stats()
+
+    def _pixels(self, mosaic: _Mosaic, item: Placed) -> NDArray[Any] | None:
+        """The calibrated pixels of a frame; None if they are lost, or not needed."""
+        run = mosaic.run
+        if item.pixels is not None:
+            return run.calibrated(item.pixels)
+        if mosaic.reader is not None and mosaic.reader.has_placement(*item.placement.id):
+            return None  # a rebuild found it in the journal, too
+        try:
+            return run.load(item.placement)
+        except (JournalError, PZFError) as error:
+            frame = item.placement.frame
+            log.error("a frame cannot be blended: its recording is damaged", run=run.run, frame=frame, why=str(error))
+            detail = {"what": "damaged", "frames": [[frame, frame]], "n": 1, "message": str(error)}
+            notice = RunNotice(
+                instrument=run.start.instrument,
+                stream=run.start.stream,
+                run=run.run,
+                kind="warning",
+                detail=detail,
+            )
+            self._hand_on(Marked(run, notices=[notice]))
+            return None
 
     def _flush_due(self) -> None:
         now = time.monotonic()
@@ -272,22 +366,26 @@ class Blender:
         for mosaic in self._mosaics.values():
             if mosaic.dirty_since is None:
                 continue
-            if mosaic.gathered_nbytes >= self._batch_bytes:
-                self._flush(mosaic)
-            elif not mosaic.in_flight and (not waiting or now - mosaic.dirty_since >= self._commit_interval_s):
+            full = mosaic.gathered_nbytes >= self._batch_bytes
+            due = not waiting or now - mosaic.dirty_since >= self._commit_interval_s
+            if full or (due and not mosaic.in_flight):
                 self._flush(mosaic)
 
     def _flush(self, mosaic: _Mosaic) -> None:
         if mosaic.pyramid is None or mosaic.dirty_since is None:
             return
         began = time.monotonic()
-        batch = mosaic.pyramid.flush()
+        try:
+            batch = mosaic.pyramid.flush()
+        except (TilecastError, OSError, ValueError) as error:
+            self._give_up(mosaic, error)
+            return
         self.render_s += time.monotonic() - began
-        item = None if batch is None else Rendered(mosaic.run, batch, mosaic.t_recv_ns, mosaic.ticket)
-        mosaic.dirty_since, mosaic.t_recv_ns, mosaic.gathered_nbytes = None, None, 0
-        if item is not None and batch is not None:
+        t_recv_ns, mosaic.t_recv_ns = mosaic.t_recv_ns, None
+        mosaic.dirty_since, mosaic.gathered_nbytes = None, 0
+        if batch is not None:
             mosaic.in_flight += 1
-            self._store_queue.put(item, batch.nbytes)
+            self._hand_on(Rendered(mosaic.run, batch, t_recv_ns, mosaic.ticket), batch.nbytes)
 
     def _was_committed(self, run: Run, number: int) -> None:
         mosaic = self._mosaics.get(run.run)
@@ -297,50 +395,76 @@ class Blender:
         if mosaic.pyramid is not None:
             mosaic.pyramid.committed(number)
 
+    # ---- pyramids ----------------------------------------------------------------------------------------------------
+
     def _pyramid(self, mosaic: _Mosaic) -> Pyramid:
         if mosaic.pyramid is None:
             run = mosaic.run
-            source = StoredMosaic(lambda: self._reader(mosaic), run.frozen.tile_size)
-            reader = self._reader(mosaic)
-            info = None if reader is None else reader.info()
-            mode = run.frozen.mode if info is None else str(info.settings["mode"])
+            mosaic.reader = SqliteReader(run.folder)
+            info = mosaic.reader.info()
+            source = StoredMosaic(mosaic.reader, run.frozen.tile_size)
             mosaic.pyramid = Pyramid(
-                PyramidSettings(dtype=run.start.dtype, mode=mode, tile_size=run.frozen.tile_size),
+                PyramidSettings(dtype=run.start.dtype, mode=str(info.settings["mode"]), tile_size=run.frozen.tile_size),
                 budget_bytes=self._budget_bytes,
                 placements=source,
                 frames=run,
                 tiles=source,
-                levels=0 if info is None else info.levels,
-                bboxes={} if info is None else info.bboxes,
+                levels=info.levels,
+                bboxes=info.bboxes,
             )
+            self._at_work = set()
+        self._share_memory(mosaic)
         return mosaic.pyramid
 
-    @staticmethod
-    def _reader(mosaic: _Mosaic) -> SqliteReader | None:
-        if mosaic.reader is None and mosaic.run.store_ready.is_set():
-            mosaic.reader = SqliteReader(mosaic.run.folder)
-        return mosaic.reader
+    def _share_memory(self, mosaic: _Mosaic) -> None:
+        """Divide the budget anew if other mosaics are at work than before; those that rest keep nothing."""
+        if mosaic in self._at_work and len(self._at_work) == 1:
+            return
+        at_work = {each for each in self._mosaics.values() if mosaic.used_at - each.used_at < _RESTS_AFTER_S}
+        if at_work == self._at_work:
+            return
+        self._at_work = at_work
+        for each in self._mosaics.values():
+            if each.pyramid is not None:
+                each.pyramid.budget_bytes = self._budget_bytes // len(at_work) if each in at_work else 0
 
-    def _forget(self, mosaic: _Mosaic, on_done: Callable[[], None]) -> None:
-        self._flush(mosaic)
+    def _give_up(self, mosaic: _Mosaic, error: Exception) -> None:
+        """Something that the mosaic needs cannot be read: leave it as it is committed."""
+        run = mosaic.run
+        run.stuck = str(error)
+        log.error("the mosaic of a run is stuck; its frames are kept", run=run.run, why=run.stuck)
+        self._drop_pyramid(mosaic)
+        self._hand_on(Marked(run, notices=[stuck_notice(run)]))
+
+    def _drop_pyramid(self, mosaic: _Mosaic) -> None:
         if mosaic.reader is not None:
             mosaic.reader.close()
+        mosaic.pyramid, mosaic.reader = None, None
+        mosaic.dirty_since, mosaic.t_recv_ns, mosaic.gathered_nbytes = None, None, 0
+        self._at_work = set()
         self._pyramid_stats.pop(mosaic.run.run, None)
-        self._store_queue.put(Closed(mosaic.run, on_done))
 
-    def _begin_rebuild(self, item: Rebuild) -> None:
+    def _close(self, mosaic: _Mosaic, on_done: Callable[[], None]) -> None:
+        """Hand on what there is, then have the store closed."""
+        self._flush(mosaic)
+        self._drop_pyramid(mosaic)
+        self._hand_on(Closed(mosaic.run, on_done))
+
+    # ---- rebuilds ----------------------------------------------------------------------------------------------------
+
+    def _begin_rebuild(self, mosaic: _Mosaic, item: Rebuild) -> None:
         """Close the store, let another thread do the work, and park what comes meanwhile."""
-        mosaic = self._mosaics[item.run.run]
         closed = threading.Event()
-        self._forget(mosaic, closed.set)
+        self._close(mosaic, closed.set)
         mosaic.run.store_ready.clear()
-        mosaic.pyramid, mosaic.reader, mosaic.in_flight, mosaic.rebuilding = None, None, 0, True
+        mosaic.parked = []
 
         def work() -> None:
             failure: Exception | None = None
             try:
                 closed.wait()
                 item.work()
+                mosaic.run.stuck = ""
             except Exception as error:  # noqa: BLE001 - the end of a thread: reported to whoever asked
                 failure = error
             self._notes.append(lambda: self._end_rebuild(mosaic))
@@ -350,12 +474,8 @@ class Blender:
         threading.Thread(target=work, name="tilecast-rebuild", daemon=True).start()
 
     def _end_rebuild(self, mosaic: _Mosaic) -> None:
-        self._store_queue.put(Opened(mosaic.run))
-        mosaic.run.store_ready.wait()
-        mosaic.rebuilding = False
-        parked, mosaic.parked = mosaic.parked, []
-        reader = self._reader(mosaic)
-        assert reader is not None, "the store was just opened"
+        """Open the store again, and do what was parked: frames that the rebuild found in the journal are done."""
+        self._hand_on(Opened(mosaic.run))
+        parked, mosaic.parked = mosaic.parked or [], None
         for item in parked:
-            if isinstance(item, Marked) or not reader.has_placement(*item.placement.id):
-                self._do(item)
+            self._do(item)

@@ -5,22 +5,28 @@ a commit waits until the journal records of its frames are durable, because a ti
 is gone. It never calls back into blending: that a batch is in the store is told through `on_committed`, which only
 leaves a note.
 
-When the disk is full it waits and tries the same commit again. Nothing is lost by that (the journal has the frames),
-and the full queue behind it slows the publishers, as it should.
+When the disk is full it waits and tries the same again. Nothing is lost by that (the journal has the frames), and the
+full queue behind it slows the publishers, as it should. At the end of the daemon it does not wait any more: a run of
+which something could not be written is *stuck* (`Run.stuck`), nothing further is written of its mosaic, because it
+would rest on what is missing, and the next start takes it up again. So it is with a store that cannot be opened or
+written for any other reason: the other runs go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import structlog
 
 from tilecast import geometry
+from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, PlaneKey, Rect, TileKey
 from tilecast.hookspecs import Committed
 from tilecast.ingest.syncer import Syncer
@@ -30,11 +36,19 @@ from tilecast.service.runs import Run
 from tilecast.store.coverage import coverage_pack
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import Commit, NewRun, StoreFullError, TileRow
+from tilecast.store.tile_store import (
+    Commit,
+    NewRun,
+    StoreBusyError,
+    StoreFullError,
+    StoreUnfinishedError,
+    TileRow,
+)
 from tilecast_protocol import pzf
 from tilecast_protocol.messages import RunNotice, Start, Tiles
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 #: Above this many changed tiles a notification only says that there are many (PROTOCOL, 3).
 MAX_ANNOUNCED_TILES = 4000
@@ -70,7 +84,10 @@ class Rendered:
 
 @dataclass(slots=True)
 class Marked:
-    """Something about a run to keep, and then to announce: its state, its report, entries of its log."""
+    """Something about a run to keep, and then to announce: its state, its report, entries of its log.
+
+    `on_done` is called when it is done, with what went wrong, or None.
+    """
 
     run: Run
     state: str | None = None
@@ -79,18 +96,47 @@ class Marked:
     events: Sequence[tuple[str, dict[str, Any]]] = ()
     renamed: str | None = None
     note: str | None = None
-    on_done: Callable[[], None] | None = None
+    on_done: Callable[[Exception | None], None] | None = None
 
 
 @dataclass(slots=True)
 class Closed:
-    """Checkpoint and close the run's store."""
+    """Checkpoint and close the run's store; `on_done` is always called."""
 
     run: Run
     on_done: Callable[[], None]
 
 
 StoreItem = Opened | Rendered | Marked | Closed
+
+
+def refuse(item: StoreItem, error: StoreError) -> None:
+    """Nothing is done with this: tell whoever waits for it."""
+    match item:
+        case Opened(run):
+            run.stuck = run.stuck or str(error)
+            run.store_ready.set()
+        case Rendered():
+            item.run.stuck = item.run.stuck or str(error)
+        case Marked():
+            if item.on_done is not None:
+                item.on_done(error)
+        case Closed(_, on_done):
+            on_done()
+
+
+def stuck_notice(run: Run) -> RunNotice:
+    """What viewers are told of a run that is stuck."""
+    return RunNotice(
+        instrument=run.start.instrument,
+        stream=run.start.stream,
+        run=run.run,
+        kind="warning",
+        detail={
+            "what": "stuck",
+            "message": f"{run.stuck}; frames are still recorded, `tilecast rebuild` shows them again",
+        },
+    )
 
 
 class Announcer(Protocol):
@@ -136,7 +182,7 @@ class Committer:
     Parameters
     ----------
     queue : ByteQueue
-        Its work.
+        Its work; closed by this thread if it dies.
     syncer : Syncer
         Knows which journal records are durable.
     announcer : Announcer
@@ -190,7 +236,11 @@ class Committer:
 
     def wal_bytes(self) -> int:
         """Length of the write-ahead logs of all open stores; from any thread."""
-        return sum(opened.store.size().wal_nbytes for opened in list(self._open.values()))
+        total = 0
+        for opened in list(self._open.values()):
+            with contextlib.suppress(StoreError):  # it has been closed meanwhile, or somebody has removed it
+                total += opened.store.size().wal_nbytes
+        return total
 
     def _run(self) -> None:
         try:
@@ -201,49 +251,76 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
             self._on_failure("store", error)
         finally:
+            self._queue.close()
             for run in list(self._open):
                 self._close(run)
+            while (item := self._queue.get(timeout_s=0)) is not None:
+                refuse(item, StoreError("the daemon has stopped writing"))
 
     def _do(self, item: StoreItem) -> None:
-        match item:
-            case Opened(run):
-                self._opened(run)
-            case Rendered():
-                self._commit(item)
-            case Marked():
-                self._mark(item)
-            case Closed(run, on_done):
-                self._close(run.run)
-                on_done()
+        try:
+            match item:
+                case Opened(run):
+                    self._opened(run)
+                case Rendered():
+                    self._commit(item)
+                case Marked():
+                    self._mark(item)
+                case Closed(run, on_done):
+                    self._close(run.run)
+                    on_done()
+        except StoreError as error:
+            run = item.run
+            if not run.stuck:
+                run.stuck = str(error)
+                log.error("the mosaic of a run is stuck; its frames are kept", run=run.run, why=run.stuck)
+                self._announcer.announce(stuck_notice(run))
+            refuse(item, error)
+
+    def _insist(self, run: Run, write: Callable[[], T]) -> T:
+        """Do `write`, and again while the disk is full or somebody else keeps the store locked.
+
+        Raises
+        ------
+        StoreError
+            If it fails for another reason, or the daemon is to end.
+        """
+        while True:
+            try:
+                return write()
+            except (StoreFullError, StoreBusyError) as error:
+                log.error("the store cannot be written now; tiles wait", run=run.run, error=str(error))
+                self.stats.n_retries += 1
+                if self._stopping.wait(_RETRY_S):
+                    raise
 
     def _opened(self, run: Run) -> None:
-        store = open_or_create(run, wal_limit_bytes=self._wal_limit_bytes)
-        info = store.info()
+        store = self._insist(run, lambda: open_or_create(run, wal_limit_bytes=self._wal_limit_bytes))
+        try:
+            info = store.info()
+        except StoreError:
+            store.close()
+            raise
         self._open[run.run] = _Open(store, info.canvas, info.bbox, extent_of(run.start))
         self._revs[run.run] = (info.epoch, info.rev)
         run.store_ready.set()
 
     def _commit(self, item: Rendered) -> None:
+        if item.run.stuck:
+            return  # this batch rests on one that is missing
         opened = self._open[item.run.run]
         began = time.monotonic()
         rows = encode_rows(item.batch)
         encoded = time.monotonic()
         while not self._syncer.wait_durable(item.ticket, _DURABLE_POLL_S):
             if self._syncer.failure is not None:
-                return  # no promise can be kept any more; the journal's recovery decides what was real
+                # No promise can be kept any more; the journal's recovery decides what was real.
+                raise StoreError(f"frames could not be made durable: {self._syncer.failure}")
         durable = time.monotonic()
         size = item.run.frozen.tile_size
         commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns)
         self._look_outside(item.run, opened, commit)
-        while True:
-            try:
-                result = opened.store.commit(commit)
-                break
-            except StoreFullError as error:
-                log.error("disk is full; tiles wait", run=item.run.run, error=str(error))
-                self.stats.n_retries += 1
-                if self._stopping.wait(_RETRY_S):
-                    return
+        result = self._insist(item.run, lambda: opened.store.commit(commit))
         opened.canvas = commit.canvas
         opened.bbox = opened.bbox.union(geometry.union_of(item.batch.bboxes.values()))
         done = time.monotonic()
@@ -311,35 +388,52 @@ class Committer:
         )
 
     def _mark(self, item: Marked) -> None:
-        store = self._open[item.run.run].store
-        if item.state is not None:
-            store.set_state(item.state)
-        if item.report is not None:
-            store.set_report(*item.report)
-        if item.renamed is not None:
-            store.rename(item.renamed)
-        if item.note is not None:
-            store.add_note(item.note)
-        for name, detail in item.events:
-            store.add_event(name, detail)
-        for notice in item.notices:
-            if notice.kind != "report":  # kept as the report itself
-                store.add_event(notice.kind, notice.detail)
-            self._announcer.announce(notice)
+        opened = self._open.get(item.run.run)
+        try:
+            if opened is None:
+                raise StoreError(item.run.stuck or "the store of the run is closed")
+            for write in marks(opened.store, item):
+                self._insist(item.run, write)
+        finally:
+            # Also if it could not be kept: it has happened, and the journal tells it again.
+            for notice in item.notices:
+                self._announcer.announce(notice)
         if item.on_done is not None:
-            item.on_done()
+            item.on_done(None)
 
     def _close(self, run: str) -> None:
         opened = self._open.pop(run, None)
         self._revs.pop(run, None)
         if opened is not None:
-            opened.store.close()
+            try:
+                opened.store.close()
+            except StoreError as error:
+                log.error("a store was not closed in good order", run=run, why=str(error))
+
+
+def marks(store: SqliteStore, item: Marked) -> Iterator[Callable[[], object]]:
+    """What is to be written for a mark, each a transaction of its own."""
+    if item.state is not None:
+        yield partial(store.set_state, item.state)
+    if item.report is not None:
+        yield partial(store.set_report, *item.report)
+    if item.renamed is not None:
+        yield partial(store.rename, item.renamed)
+    if item.note is not None:
+        yield partial(store.add_note, item.note)
+    for name, detail in item.events:
+        yield partial(store.add_event, name, detail)
+    for notice in item.notices:
+        if notice.kind != "report":  # kept as the report itself
+            yield partial(store.add_event, notice.kind, notice.detail)
 
 
 def open_or_create(run: Run, *, wal_limit_bytes: int) -> SqliteStore:
     """The store of a loaded run; made from its `start` if the daemon died before it had one."""
     if (run.folder / TILES_NAME).exists():
-        return SqliteStore.open(run.folder, lock=run.lock, wal_limit_bytes=wal_limit_bytes)
+        # What was cut short holds nothing yet: it is made now.
+        with contextlib.suppress(StoreUnfinishedError):
+            return SqliteStore.open(run.folder, lock=run.lock, wal_limit_bytes=wal_limit_bytes)
     return SqliteStore.create(run.folder, new_run(run), lock=run.lock, wal_limit_bytes=wal_limit_bytes)
 
 

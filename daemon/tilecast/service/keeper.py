@@ -70,7 +70,7 @@ class Keeper:
 
     def discard(self, run: OpenRun) -> None:
         """Take back what `create` made: the start could not be journalled."""
-        run.release(unfinished=True)
+        run.release(finished=False)
         shutil.rmtree(run_folder(self._root, run.run))
 
     def lookup(self, run: str) -> RunRecord | None:
@@ -114,7 +114,7 @@ class Keeper:
                 loaded.frozen, loaded.calibration = frozen, calibration
                 return loaded, False
         except BaseException:
-            loaded.release(unfinished=True)
+            loaded.release(finished=False)
             raise
         return loaded, True
 

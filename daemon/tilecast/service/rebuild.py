@@ -4,7 +4,8 @@ The new tiles are built in a file beside the old one and put in its place by one
 leaves everything as it was, and viewers see one change: a new epoch. Placements that are committed stand, and only
 frames without one are joined to the stage again, unless all are to be joined anew.
 
-It reads the run's folder and nothing else; a run that a daemon has loaded is rebuilt by that daemon.
+What cannot be read any more, because the journal is damaged there, is left out and named; the rest is made. It reads
+the run's folder and nothing else; a run that a daemon has loaded is rebuilt by that daemon.
 
 >>> rebuild_run(Path("runs/0b0e5a5e-8f6d-4c43-9f5c-2f6f0f1f3a55"), mode="max")  # doctest: +SKIP
 """
@@ -36,6 +37,7 @@ from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_store import CommitResult, StoreDamagedError
+from tilecast_protocol.errors import JournalError, PZFError
 from tilecast_protocol.journal import Journal
 from tilecast_protocol.messages import Start
 from tilecast_protocol.ranges import RangeSet
@@ -60,6 +62,8 @@ class Rebuilt:
         Of these, frames that had no place before.
     unplaced : dict of str to list of (first, last)
         Frames without a place, by the reason.
+    damaged : tuple of int
+        Frames whose pixels cannot be read any more: they are left out.
     mode : str
     commit : CommitResult
         The epoch and the rev that all tiles now have.
@@ -69,6 +73,7 @@ class Rebuilt:
     n_frames: int
     n_joined: int
     unplaced: dict[str, Any]
+    damaged: tuple[int, ...]
     mode: str
     commit: CommitResult
 
@@ -117,6 +122,7 @@ def rebuild_run(
     mode: str | None = None,
     rejoin: bool = False,
     lock: RunLock | None = None,
+    journal: Journal | None = None,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     progress: Progress = lambda *_: None,
 ) -> Rebuilt:
@@ -132,21 +138,25 @@ def rebuild_run(
         Join all frames to the stage anew, instead of only those without a place.
     lock : RunLock, optional
         The right to write the folder, where the caller has it.
+    journal : Journal, optional
+        The run's journal, where the caller has it open and goes on writing it.
     budget_bytes : int
         Memory for the pyramid.
     progress : callable
-        Told how far it is.
+        Told how far it is. If it raises, the rebuild is off, and the old tiles stay.
 
     Raises
     ------
     RunLockedError
         If another process writes the run; a daemon does so while the run is open and for a while after.
     StoreError, JournalError, CalibrationError
-        If the journal cannot be read; the old tiles then stay.
+        If the journal cannot be read, or the new tiles not written; the old ones then stay.
     """
     with ExitStack() as stack:
         held = lock if lock is not None else stack.enter_context(RunLock(folder))
-        journal = stack.enter_context(Journal.open(folder / runs.JOURNAL_NAME, readonly=True))
+        is_going_on = journal is not None
+        if journal is None:
+            journal = stack.enter_context(Journal.open(folder / runs.JOURNAL_NAME, readonly=True))
         frozen = runs.read_frozen(folder)
         start = runs.first_start(journal)
         calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
@@ -161,27 +171,43 @@ def rebuild_run(
                 has_store = True
         if mode is not None:
             settings["mode"] = mode
-        placing = place_all(journal, start, frozen, [] if rejoin else old, progress)
+        record = runs.read_record(folder, start, frozen, RunPhase.OPEN, 0)
+        placing = place_all(journal, record, [] if rejoin else old, progress)
+        pyramid_settings = PyramidSettings(dtype=start.dtype, mode=settings["mode"], tile_size=frozen.tile_size)
+        stack.callback(discard, folder, lock=held)  # what is left of a rebuild that was broken off; else nothing
         discard(folder, lock=held)
         with SqliteStore.create(folder, as_new_run(start, settings), file_name=REBUILD_NAME, lock=held) as store:
-            pyramid_settings = PyramidSettings(dtype=start.dtype, mode=settings["mode"], tile_size=frozen.tile_size)
             frames = JournalFrames(journal, start, calibration)
-            blend_all(store, placing.placements, frames, pyramid_settings, start, budget_bytes, progress)
+            damaged = blend_all(store, placing.placements, frames, pyramid_settings, start, budget_bytes, progress)
             if not has_store:
-                store.set_state(placing.phase.value)
-                if placing.phase is not RunPhase.OPEN:
-                    store.set_report(1, placing.report)
+                # Nobody writes to it now, so it has gone idle if it has not ended.
+                phase = RunPhase.IDLE if placing.phase is RunPhase.OPEN and not is_going_on else placing.phase
+                store.set_state(phase.value)
+                if phase is not RunPhase.OPEN:
+                    store.set_report(1, placing.report | {"state": phase.value})
+        if is_going_on:
+            journal.sync()  # tiles must not show frames that a power failure could still take
         commit = swap_in(folder, lock=held, reason=f"rebuilt, {settings['mode']}")
-        return Rebuilt(start, len(placing.placements), placing.n_joined, placing.unplaced, settings["mode"], commit)
+        return Rebuilt(
+            start=start,
+            n_frames=len(placing.placements) - len(damaged),
+            n_joined=placing.n_joined,
+            unplaced=placing.unplaced,
+            damaged=damaged,
+            mode=settings["mode"],
+            commit=commit,
+        )
 
 
 def place_all(
-    journal: Journal, start: Start, frozen: runs.Frozen, old: list[Placement], progress: Progress = lambda *_: None
+    journal: Journal, record: RunRecord, old: list[Placement], progress: Progress = lambda *_: None
 ) -> Placing:
     """Where every frame of a journal lies: where it lay, and, for those that had no place, where they belong.
 
     Parameters
     ----------
+    record : RunRecord
+        What is kept beside the journal: how its frames are to be placed.
     old : list of Placement
         Those that stand.
     """
@@ -189,7 +215,6 @@ def place_all(
     for placement in old:
         placed.add(placement.frame)
     machine = IngestMachine(IngestSettings())
-    record = RunRecord(start=start, rules=frozen.rules)
     found, phase = [], RunPhase.OPEN
     total, done = journal.n_images, 0
 
@@ -208,7 +233,7 @@ def place_all(
         elif isinstance(effect, PhaseChange):
             phase = effect.phase
     placements = sorted([*old, *found], key=lambda placement: placement.order)
-    return Placing(placements, len(found), machine.unplaced(start.run), machine.report(start.run), phase)
+    return Placing(placements, len(found), machine.unplaced(record.run), machine.report(record.run), phase)
 
 
 def blend_all(
@@ -219,16 +244,27 @@ def blend_all(
     start: Start,
     budget_bytes: int,
     progress: Progress = lambda *_: None,
-) -> None:
-    """Blend all placed frames into an empty store, batch by batch."""
-    source = StoredMosaic(lambda: store, settings.tile_size)
+) -> tuple[int, ...]:
+    """Blend all placed frames into an empty store, batch by batch; those whose pixels cannot be read are left out.
+
+    Returns
+    -------
+    tuple of int
+        The frames that were left out.
+    """
+    source = StoredMosaic(store, settings.tile_size)
     pyramid = Pyramid(settings, budget_bytes=budget_bytes, placements=source, frames=frames, tiles=source)
     canvas, extent = None, extent_of(start)
     unflushed = 0
+    damaged = []
     for number, placement in enumerate(placements, 1):
-        pixels = frames.load(placement)
-        pyramid.add(placement, pixels)
-        unflushed += pixels.nbytes
+        try:
+            pixels = frames.load(placement)
+        except (JournalError, PZFError):
+            damaged.append(placement.frame)
+        else:
+            pyramid.add(placement, pixels)
+            unflushed += pixels.nbytes
         if unflushed >= _FLUSH_NBYTES or number == len(placements):
             unflushed = 0
             batch = pyramid.flush()
@@ -238,3 +274,4 @@ def blend_all(
                 store.commit(commit)
                 pyramid.committed(batch.number)
         progress("blending frames", number, len(placements))
+    return tuple(damaged)

@@ -128,14 +128,14 @@ class Run:
         """One frame with the run's calibration applied."""
         return cal.apply(pixels, self.calibration).pixels
 
-    def release(self, *, unfinished: bool = False) -> None:
+    def release(self, *, finished: bool = True) -> None:
         """Close the journal and give the run back.
 
         Parameters
         ----------
-        unfinished : bool
-            The next daemon is to load it as soon as it starts: it goes on, or something that was journalled has not
-            gone its way. So it is with a run that is stuck.
+        finished : bool
+            If not, the next daemon loads it as soon as it starts: it goes on, or something that was journalled has not
+            gone its way. So it is with a run that is stuck, too.
 
         Raises
         ------
@@ -144,7 +144,7 @@ class Run:
         """
         with contextlib.ExitStack() as last:
             last.callback(self.lock.release)
-            if not unfinished and not self.stuck:
+            if finished and not self.stuck:
                 last.callback((self.folder / ACTIVE_NAME).unlink, missing_ok=True)
             last.callback(self.journal.close)
 
@@ -353,9 +353,7 @@ def keep_record(folder: Path, record: RunRecord) -> None:
     OSError
         If it cannot be written; what was kept before then stays.
     """
-    _write_kept(
-        folder, {"stage_stream": record.stage_stream, "held": record.held, "counts": dict(record.counts)}
-    )
+    _write_kept(folder, {"stage_stream": record.stage_stream, "held": record.held, "counts": dict(record.counts)})
 
 
 def keep_counts(folder: Path, counts: Mapping[str, Any]) -> None:

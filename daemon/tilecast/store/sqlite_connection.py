@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tilecast.errors import StoreError, StoreTooNewError
 from tilecast.store.migrations import APPLICATION_ID, SCHEMA_VERSION, schema_version
-from tilecast.store.tile_store import StoreDamagedError, StoreFullError
+from tilecast.store.tile_store import StoreBusyError, StoreDamagedError, StoreFullError
 
 #: Name of the tiles' file in a run's folder.
 TILES_NAME = "tiles.sqlite"
@@ -107,6 +107,11 @@ def explained(path: Path, doing: str) -> Iterator[None]:
                 f"could not {doing}: the disk of {path} is full; nothing of this write was kept. Free some room on "
                 "it and try again"
             ) from error
+        if primary == sqlite3.SQLITE_BUSY:
+            raise StoreBusyError(
+                f"could not {doing} ({path}): {error}; another program keeps a write lock on the file; close it and "
+                "try again"
+            ) from error
         if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise StoreDamagedError(
                 f"could not {doing}: {path} is damaged ({error}); run `tilecast fsck` to see how badly, and "
@@ -114,7 +119,6 @@ def explained(path: Path, doing: str) -> Iterator[None]:
             ) from error
         advice = {
             sqlite3.SQLITE_IOERR: "the disk failed; look at the kernel's log (dmesg), then run `tilecast fsck`",
-            sqlite3.SQLITE_BUSY: "another program keeps a write lock on the file; close it and try again",
             sqlite3.SQLITE_READONLY: "it may not be written; look at its permissions and its file system",
             sqlite3.SQLITE_CANTOPEN: "it cannot be opened; look at the permissions of the file and its folder",
             sqlite3.SQLITE_PERM: "permission was denied; look at the permissions of the file and its folder",

@@ -180,8 +180,12 @@ class SqliteReads(TileReader):
 
         return self._read(query)
 
-    def placements(self, since: int = 0) -> Iterator[PlacementRow]:
+    def placements(self, since: int = 0, *, after: tuple[int, int, int] | None = None) -> Iterator[PlacementRow]:
         last = (since, 2**63 - 1)  # past every row of the commit `since`
+        if after is not None:
+            rev, *frame_and_view = after
+            found = self._rows("SELECT id FROM placements WHERE frame = ? AND view = ?", frame_and_view)
+            last = max(last, (rev, found[0][0] if found else -1))
         sql = f"{_PLACEMENT} WHERE (p.rev, p.id) > (?, ?) ORDER BY p.rev, p.id LIMIT {_ITERATOR_ROWS}"
         while rows := self._rows(sql, last):
             yield from map(_placement, rows)

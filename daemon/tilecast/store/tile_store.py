@@ -58,6 +58,10 @@ class StoreFullError(StoreError, OSError):
     """The disk that holds the store is full; nothing of the refused write was kept, and it can be tried again."""
 
 
+class StoreBusyError(StoreError):
+    """Another program keeps the store locked; nothing was written, and it can be tried again."""
+
+
 class StoreDamagedError(StoreError):
     """The store is missing, unfinished or ruined, and can only be made anew from the journal."""
 
@@ -381,10 +385,17 @@ class TileReader(abc.ABC):
         """Where a frame lies, or None if it has no placement."""
 
     @abc.abstractmethod
-    def placements(self, since: int = 0) -> Iterator[PlacementRow]:
+    def placements(self, since: int = 0, *, after: tuple[int, int, int] | None = None) -> Iterator[PlacementRow]:
         """All placements changed after rev `since`, oldest change first.
 
         One that moves meanwhile may come twice, the later one last.
+
+        Parameters
+        ----------
+        since : int
+        after : (rev, frame, view), optional
+            The last of these rows that the asker has, to go on behind it. If that frame was taken out meanwhile, the
+            others of its rev may come again.
         """
 
     @abc.abstractmethod

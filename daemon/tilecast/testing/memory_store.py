@@ -170,10 +170,15 @@ class MemoryStore(TileStore):
         with self._locked():
             return self._placements.get((frame, view))
 
-    def placements(self, since: int = 0) -> Iterator[PlacementRow]:
+    def placements(self, since: int = 0, *, after: tuple[int, int, int] | None = None) -> Iterator[PlacementRow]:
         with self._locked():
-            rows = sorted((row for row in self._placements.values() if row.rev > since), key=lambda row: row.rev)
-        yield from rows
+            ids = list(self._placements)  # in the order in which they were placed first
+            last = (since, len(ids))
+            if after is not None:
+                rev, *frame_and_view = after
+                last = max(last, (rev, ids.index(found) if (found := tuple(frame_and_view)) in ids else -1))
+            rows = sorted((row.rev, number, row) for number, row in enumerate(self._placements.values()))
+        yield from (row for rev, number, row in rows if (rev, number) > last)
 
     def placed_indices(self) -> Iterator[int]:
         with self._locked():

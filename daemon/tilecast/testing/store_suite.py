@@ -341,6 +341,18 @@ class StoreSuite:
             meeting = (one for one in placements if one.plane == P1 and not one.rect.intersect(rect).empty)
             assert read.covering(P1, rect) == sorted(meeting, key=lambda placement: placement.order)
 
+    def test_placements_can_be_read_from_any_of_them_on(self, store: TileStore, read: TileReader) -> None:
+        store.commit(Commit(placements=[a_placement(frame) for frame in (5, 2, 9)]))
+        store.commit(Commit(placements=[a_placement(1), a_placement(2, 40)]))
+        rows = [(row.rev, *row.placement.id) for row in read.placements()]
+        assert [(rev, frame) for rev, frame, _ in rows] == [(1, 5), (1, 9), (2, 2), (2, 1)]
+        for number, last in enumerate(rows):
+            rest = [(row.rev, *row.placement.id) for row in read.placements(after=last)]
+            assert rest == rows[number + 1 :]
+        assert list(read.placements(since=2, after=rows[0])) == []
+        store.commit(Commit(removed_placements=[(5, 0)]))
+        assert [row.placement.frame for row in read.placements(after=rows[0])] == [9, 2, 1]
+
     def test_a_placement_moves_and_goes(self, store: TileStore, read: TileReader) -> None:
         store.commit(Commit(placements=[a_placement(0), a_placement(1, 500)]))
         moved = a_placement(0, 3000, 17, plane=P1, source="registered")

@@ -451,6 +451,23 @@ class TestStage:
         thread.send(stage.at(T0 + 10 * MS, 20))
         assert thread.corners() == {0: (-4, 6)}
 
+    def test_a_run_with_a_wrong_pixel_size_keeps_the_stage_from_no_other(self) -> None:
+        thread, camera = opened()
+        other = Camera("cam-2", OTHER_RUN)
+        thread.send(other.start(px_um=(1e-9, 1e-9)))
+        stage = StageSource()
+        message = stage.at(T0, 100.0)
+        assert isinstance(thread.send(message), Accept)
+        assert thread.kinds() == ["start", "stage"]
+        assert thread.kinds(OTHER_RUN) == ["start"]
+        assert thread.machine.report(OTHER_RUN)["malformed"] == 1
+        assert thread.machine.report(RUN)["malformed"] == 0
+        assert thread.send(message) == RESENT
+        assert reason_of(thread.send(stage.at(T0, 1e300))) == "malformed"
+        assert [thread.machine.report(run)["malformed"] for run in (RUN, OTHER_RUN)] == [1, 2]
+        thread.send(camera.end(0))
+        assert reason_of(thread.send(stage.at(T0, 100.0))) == "malformed"
+
     def test_only_its_own_stage_stream_places(self) -> None:
         thread, camera = opened(stage_stream="xy")
         piezo, xy = StageSource("piezo"), StageSource("xy")
@@ -753,6 +770,17 @@ class TestLife:
         thread.settle()
         assert [report["placed"] for report in thread.reports[RUN]] == [0, 1]
         assert thread.unloaded == [RUN]
+
+    def test_a_reason_that_changes_after_the_report_issues_another(self) -> None:
+        thread, camera = opened()
+        stage = StageSource()
+        thread.send(stage.at(T0 - MS, 0))
+        thread.send(camera.image(0))
+        thread.send(camera.end(1))
+        thread.tick(2000)
+        thread.send(stage.at(T0 + MS, 0, moving=True))
+        thread.settle()
+        assert [list(report["unplaced"]) for report in thread.reports[RUN]] == [[joining.NO_LATER], [joining.MOVING]]
 
     def test_an_operator_can_end_a_run(self) -> None:
         thread, camera = opened()
