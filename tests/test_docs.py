@@ -56,7 +56,7 @@ def test_options_that_are_mentioned_exist(path: Path) -> None:
     mentioned = {
         name for code in code_of(path) for name in re.findall(rf"(?:^|--set )((?:{tables})\.[a-z_]+)\b(?!\.)", code)
     }
-    assert mentioned <= known
+    assert mentioned - {"ingest.json"} <= known  # a file in a run's folder, not an option
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -37,7 +37,7 @@ class DaemonProcess:
     settings : mapping of str to str, optional
         Further options, as for `--set`; endpoints are free ports on this machine unless they are given here.
     log_file : Path, optional
-        Where its log goes, line by line as JSON.
+        Where its log goes, line by line as JSON; it is added to what is there.
     environ : mapping, optional
         Environment variables to add.
 
@@ -45,6 +45,8 @@ class DaemonProcess:
     ----------
     endpoints : dict of str to str
         By the name of the socket, once it is ready.
+    log : deque of dict
+        The last lines of its log, since it was started last.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class DaemonProcess:
         self.endpoints: dict[str, str] = {}
         self.log: deque[dict[str, Any]] = deque(maxlen=10_000)
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
     def start(self, timeout_s: float = 120.0) -> Self:
         """Start it, and wait until it is ready.
@@ -80,8 +83,12 @@ class DaemonProcess:
         DisconnectedError
             If it ends before that, or takes longer.
         """
+        if self.running:
+            raise RuntimeError(f"the daemon runs already, as process {self.pid}; stop it first")
         self._ready.clear()
         self._closed = False
+        self.endpoints = {}
+        self.log.clear()
         self._process = subprocess.Popen(
             self._command,
             stderr=subprocess.PIPE,
@@ -90,7 +97,8 @@ class DaemonProcess:
             env=self._environ,
             process_group=0,  # Ctrl-C in the terminal is for whoever started it, who then stops it when it is time
         )
-        threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
         try:
             ready = self._ready.wait(timeout_s)
         except BaseException:
@@ -114,7 +122,13 @@ class DaemonProcess:
         return self._process is not None and self._process.poll() is None
 
     def stop(self, timeout_s: float = 60.0) -> int:
-        """Ask it to end in good order; returns its exit code."""
+        """Ask it to end in good order; returns its exit code.
+
+        Raises
+        ------
+        DisconnectedError
+            If it does not end in time; it is killed then.
+        """
         return self._end(signal.SIGTERM, timeout_s)
 
     def kill(self) -> int:
@@ -149,7 +163,16 @@ class DaemonProcess:
             return 0
         if process.poll() is None:
             process.send_signal(number)
-        return process.wait(timeout_s)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.wait()
+            raise DisconnectedError(f"the daemon did not end within {timeout_s:g} s, and was killed") from error
+        finally:
+            if self._reader is not None:
+                self._reader.join()  # all that it said is in the log now
+        return code
 
     def _read_log(self, stream: IO[str]) -> None:
         with stream:

@@ -103,7 +103,7 @@ def replay(
         For `dark` and `flat`: the NPY files that were frozen in the run.
     nastiness : Nastiness, optional
     on_message : callable
-        Called after each message.
+        Called at each message of the journal.
 
     Returns
     -------
@@ -115,6 +115,7 @@ def replay(
     began_s, first_ns, started = time.monotonic(), None, False
     records = journal.records(on_damage=lambda damage: result.damaged.extend(damage.frames))
     for record in _reordered(records, nasty.reorder, chance):
+        on_message()
         if first_ns is None:
             first_ns = record.t_recv_ns
         message = _renewed(record, result.run)
@@ -138,7 +139,6 @@ def replay(
         elif isinstance(message, Stage):
             result.n_stage += 1
         send(message)
-        on_message()
     return result
 
 
@@ -182,11 +182,12 @@ def _self_contained(start: Start, mode: str | None, calibration: dict[str, bytes
 
 def _reordered(records: Iterator[Record], window: int, chance: random.Random) -> Iterator[Record]:
     """Records in order, but for images, which may each be overtaken by up to `window` later ones."""
-    waiting: list[tuple[int, int, Record]] = []  # (place among the images at which it is due, tie-breaker, image)
+    # (behind which image it is due, of those due at once the latest first, image)
+    waiting: list[tuple[int, int, Record]] = []
     n_images = 0
     for number, record in enumerate(records):
         if record.kind is RecordKind.IMAGE and window:
-            heapq.heappush(waiting, (n_images + chance.randint(0, window), number, record))
+            heapq.heappush(waiting, (n_images + chance.randint(0, window), -number, record))
             n_images += 1
         elif record.kind is RecordKind.END:
             while waiting:

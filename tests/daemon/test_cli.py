@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from reference.mosaic_reference import Frame, level_count, mosaic
+from reference.mosaic_reference import Frame, box_of, level_count, mosaic
 from tilecast import cli
 from tilecast.geometry import Placement, PlaneKey, Rect, TileKey
 from tilecast.service.config import options, to_markdown
@@ -34,7 +34,7 @@ FRAMES = [
     Frame(1, 0, 1, (0, 0, 0), -30, 70, np.random.default_rng(1).integers(0, 3000, (60, 90)).astype("<u2")),
     Frame(2, 0, 2, (0, 1, 0), 0, 0, np.random.default_rng(2).integers(0, 3000, (60, 90)).astype("<u2")),
 ]
-LEVELS = level_count(FRAMES, TILE)
+LEVELS = level_count([box_of(frame) for frame in FRAMES], TILE)
 
 
 def make_run(folder: Path, run: str, name: str) -> None:

@@ -213,9 +213,9 @@ class Watcher(_Socket):
         self.socket.connect(endpoint)
         self.until(lambda message: isinstance(message, DaemonHeartbeat), "a heartbeat")
 
-    def messages(self) -> Iterator[FromDaemon]:
-        """All that was heard, then all that comes."""
-        number = 0
+    def messages(self, first: int = 0) -> Iterator[FromDaemon]:
+        """All that was heard from the message with this number on, then all that comes."""
+        number = first
         deadline = time.monotonic() + PATIENCE_S
         while True:
             while number < len(self.heard):

@@ -507,6 +507,14 @@ def test_reading_query_pages() -> None:
     for wrong in ({"limit": 0}, {"limit": 100_001}, {"after": [0, 0, 0]}):
         with pytest.raises(QueryError):
             queries.make_query("snapshot", **page | wrong)
+    page = {"run": RUN, "after": [7, 12, 0], "limit": 100_000}
+    placements = queries.parse_query(queries.make_query("placements", **page))
+    assert (placements["since"], placements["after"], placements["limit"]) == (0, (7, 12, 0), 100_000)
+    first = queries.parse_query(queries.make_query("placements", run=RUN))
+    assert (first["after"], first["limit"]) == (None, 4000)
+    for wrong in ({"limit": 0}, {"limit": 100_001}, {"after": [0, 0]}, {"after": [0, -1, 0]}):
+        with pytest.raises(QueryError):
+            queries.make_query("placements", **page | wrong)
 
 
 def test_reading_query_region() -> None:

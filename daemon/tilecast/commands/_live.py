@@ -70,9 +70,13 @@ class LiveView:
         self._status = status
         if self._live is not None:
             self._live.update(Panel(self._title, self.hint, status), refresh=True)
-        elif time.monotonic() >= self._line_due_s:
+            return
+        if status.notice not in ("", self._notice):
+            self._notice = status.notice
+            self._console.print(status.notice, soft_wrap=True)
+        if time.monotonic() >= self._line_due_s:
             self._line_due_s = time.monotonic() + _LINE_EVERY_S
-            self._print_line()
+            self._console.print(as_line(status), soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -90,13 +94,7 @@ class LiveView:
             self._live.update(Panel(self._title, "", self._status, lines_after=self._lines_after), refresh=True)
             self._live.stop()
         elif error is None:
-            self._print_line()
-
-    def _print_line(self) -> None:
-        if self._status.notice not in ("", self._notice):
-            self._notice = self._status.notice
-            self._console.print(self._notice, soft_wrap=True)
-        self._console.print(as_line(self._status), soft_wrap=True)
+            self._console.print(as_line(self._status), soft_wrap=True)
 
 
 class Panel:

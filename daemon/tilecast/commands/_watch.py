@@ -135,6 +135,11 @@ class RunWatch:
         Size of a frame's pixels.
     extent : Rect, optional
         Where the scan will go, in level-0 pixels, for the picture; without it there is none.
+
+    Raises
+    ------
+    DisconnectedError
+        No daemon is there.
     """
 
     def __init__(
@@ -148,6 +153,11 @@ class RunWatch:
         self._progress: deque[tuple[float, int]] = deque()
         self._picture_due_s = 0.0
         self._status = Status(n_expected=n_expected)
+        try:
+            self._client.wait_connected()  # what is notified before is not heard
+        except BaseException:
+            self._client.close()
+            raise
 
     def poll(self, timeout_s: float, *, n_unacknowledged: int = 0) -> Status:
         """Listen for `timeout_s`, then ask how things are.
@@ -209,7 +219,8 @@ class RunWatch:
             frames_per_s=per_s,
             bytes_per_s=per_s * self._frame_nbytes,
         )
-        if self._extent is not None and not bbox.empty and now_s >= self._picture_due_s:
+        due = now_s >= self._picture_due_s or self._status.ended
+        if self._extent is not None and not bbox.empty and due:
             self._picture_due_s = now_s + _PICTURE_EVERY_S
             self._status = replace(self._status, picture=self._look(bbox, self._extent, info["levels"]))
 

@@ -142,7 +142,7 @@ def stages_of_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def find_run(store_path: Path, text: str) -> FoundRun:
+def find_run(store_path: Path, text: str, *, readable: bool = True) -> FoundRun:
     """The run that a person means.
 
     Parameters
@@ -151,36 +151,60 @@ def find_run(store_path: Path, text: str) -> FoundRun:
         The folder that holds the runs.
     text : str
         The run's folder, its id or how that begins, its name, or `last`.
+    readable : bool
+        Whether its mosaic must be readable; else a recording will do, or a run that is to be repaired.
 
     Raises
     ------
     StoreError
         If there is none or more than one, saying which there are; or if it cannot be read.
     """
-    from tilecast.store.folders import FoundRun, list_runs
-    from tilecast.store.sqlite_reader import SqliteReader
+    from tilecast.store.folders import list_runs, look_into
 
     folder = Path(text).expanduser()
-    if (folder / "tiles.sqlite").is_file():
-        with SqliteReader(folder) as reader:
-            info = reader.info()
-        return FoundRun(run=info.run, folder=folder, info=info, error="")
-    runs = list_runs(store_path)
-    if text == "last":
-        found = [run for run in runs if run.info is not None][-1:]
+    if (folder / "tiles.sqlite").is_file() or (not readable and (folder / "journal").is_dir()):
+        found = [look_into(folder)]
     else:
-        found = [run for run in runs if run.run.startswith(text.lower())] if text else []
-        found = found or [run for run in runs if run.info is not None and run.info.name == text]
-    if len(found) == 1 and found[0].info is not None:
-        return found[0]
-    if len(found) == 1:
-        raise StoreError(f"the run {found[0].run} cannot be read: {found[0].error}")
+        runs = list_runs(store_path)
+        eligible = [run for run in runs if run.info is not None or not readable]
+        if text == "last":
+            found = sorted(eligible, key=_started_ns)[-1:]
+        else:
+            found = [run for run in runs if run.run.startswith(text.lower())] if text else []
+            found = found or [run for run in eligible if _name(run) == text]
+        if not runs:
+            raise StoreError(f"there are no runs in {store_path}; set store.path if they are elsewhere")
     if len(found) > 1:
         choices = ", ".join(run.run[:13] for run in found[-5:])
         raise StoreError(f"{text!r} may be any of {len(found)} runs ({choices}…): give more of the id")
-    if not runs:
-        raise StoreError(f"there are no runs in {store_path}; set store.path if they are elsewhere")
-    raise StoreError(f"there is no run {text!r} in {store_path}; `tilecast runs` lists them")
+    if not found:
+        raise StoreError(f"there is no run {text!r} in {store_path}; `tilecast runs` lists them")
+    if readable and found[0].info is None:
+        raise StoreError(f"the run {found[0].run} cannot be read: {found[0].error}")
+    return found[0]
+
+
+def _started_ns(run: FoundRun) -> int:
+    """When a run began: its store says so, or else what was frozen then."""
+    if run.info is not None:
+        return run.info.created_ns
+    frozen = run.folder / "frozen.json"
+    return frozen.stat().st_mtime_ns if frozen.exists() else 0
+
+
+def _name(run: FoundRun) -> str | None:
+    """The name of a run: of a recording it is in the journal only."""
+    from tilecast.service.runs import JOURNAL_NAME, first_start
+    from tilecast_protocol.errors import TilecastError
+    from tilecast_protocol.journal import Journal
+
+    if run.info is not None:
+        return run.info.name
+    try:
+        with Journal.open(run.folder / JOURNAL_NAME, readonly=True) as journal:
+            return first_start(journal).name
+    except TilecastError:
+        return None
 
 
 def format_bytes(nbytes: float) -> str:

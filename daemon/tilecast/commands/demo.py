@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.25
 _PATIENCE = 20  # questions without an answer, a few seconds each
-_LINES_AFTER = 10  # of the report and of `_tell`
+_LINES_AFTER = 11  # of the report and of `_tell`
 _SOCKETS = ("ingest.ack", "ingest.pull", "notify", "query")
+_ELSEWHERE = "choose another folder with --out FOLDER"
 _RUNS_NAME = "runs"
 _PICTURE_NAME = "overview.png"
 _LOG_NAME = "daemon.log"
@@ -105,6 +106,7 @@ def command(
     from tilecast.process import DaemonProcess
     from tilecast.service.logging import configure
     from tilecast.simulate import Microscope
+    from tilecast_protocol.publisher import RejectedError
 
     config = invocation.config
     # The stage is read out often enough that each exposure lies between two readings of a stage that stands still.
@@ -120,9 +122,15 @@ def command(
     arguments = [] if invocation.config_file is None else ["--config", str(invocation.config_file)]
     for override in invocation.overrides:
         arguments += ["--set", override]
-    with DaemonProcess(store, settings=endpoints, log_file=log_file, arguments=arguments) as daemon:
-        run, report = _scan(daemon, config.instrument, scope, fps)
-        code = daemon.stop()
+    try:
+        with DaemonProcess(store, settings=endpoints, log_file=log_file, arguments=arguments) as daemon:
+            run, report = _scan(daemon, config.instrument, scope, fps)
+            code = daemon.stop()
+    except RejectedError as error:
+        first = error.rejected[0]
+        advice = f". Free some room, or {_ELSEWHERE}" if first.reason == "disk-reserve" else ""
+        raise StoreError(f"{first}{advice}") from error
+    click.echo()
     console().print(describe_report(report))
     if code:
         raise DisconnectedError(f"the daemon did not end in good order; {log_file} says why")
@@ -143,7 +151,6 @@ def _prepare_folder(out: Path, scope: Microscope) -> None:
     StoreError
         If the folder cannot be made or written, or its disk is too full.
     """
-    elsewhere = "choose another folder with --out FOLDER"
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".tilecast-probe"
@@ -151,12 +158,12 @@ def _prepare_folder(out: Path, scope: Microscope) -> None:
         probe.unlink()
         free = shutil.disk_usage(out).free
     except OSError as error:
-        raise StoreError(f"{out} cannot be written ({error.strerror}): {elsewhere}") from error
+        raise StoreError(f"{out} cannot be written ({error.strerror}): {_ELSEWHERE}") from error
     needed = scope.n_frames * scope.shape[0] * scope.shape[1] * 2 * _DISK_PER_PIXEL_BYTE + _DISK_BYTES
     if free < needed:
         raise StoreError(
             f"this scan needs about {format_bytes(needed)}, and the disk of {out} has {format_bytes(free)} free: "
-            f"{elsewhere}, or make the scan smaller with --grid"
+            f"{_ELSEWHERE}, or make the scan smaller with --grid"
         )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tilecast.commands._folders import find_folder
-from tilecast.commands.common import Invocation, stages_of_progress, tilecast_command
+from tilecast.commands.common import Invocation, find_run, stages_of_progress, tilecast_command
 from tilecast.errors import StoreError
 
 
@@ -25,7 +24,7 @@ def command(ctx: click.Context, invocation: Invocation, runs: tuple[str, ...], q
 
     root = invocation.config.store.path
     if runs:
-        folders = [find_folder(root, run) for run in runs]
+        folders = [find_run(root, run, readable=False).folder for run in runs]
     else:
         folders = sorted({path.parent for name in (JOURNAL_NAME, "tiles.sqlite") for path in root.glob(f"*/{name}")})
     if not folders:

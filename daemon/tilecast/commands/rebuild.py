@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from tilecast.commands._folders import find_folder
-from tilecast.commands.common import Invocation, stages_of_progress, tilecast_command
+from tilecast.commands._words import describe_ranges
+from tilecast.commands.common import Invocation, find_run, stages_of_progress, tilecast_command
 from tilecast.errors import RunLockedError
 
+_LONGEST_REBUILD_S = 24 * 3600.0
 _MODES = ("feather", "mean", "max", "min", "newest", "nearest")
 
 
@@ -30,19 +33,24 @@ def command(invocation: Invocation, run: str, blend: str | None, rejoin: bool) -
       tilecast rebuild last --blend max
       tilecast rebuild 3f2a
     """
+    from tilecast.ingest.live_run import UNPLACED_BECAUSE
     from tilecast.service.rebuild import rebuild_run
     from tilecast_protocol.client import Client
+    from tilecast_protocol.ranges import RangeSet
 
     config = invocation.config
-    folder = find_folder(config.store.path, run)
+    folder = find_run(config.store.path, run, readable=False).folder
     with stages_of_progress() as progress:
         try:
             done = rebuild_run(folder, mode=blend, rejoin=rejoin, progress=progress)
         except RunLockedError:
             if not config.query:
                 raise
-            click.echo("the run is open; the daemon is asked to rebuild it", err=True)
-            with Client(query_endpoint=config.query, notify_endpoint=None, timeout_s=3600.0) as client:
+            with Client(None, config.query) as client:
+                if Path(client.hello()["store"]).resolve() != folder.parent.resolve():
+                    raise  # that daemon has other runs
+                click.echo("the run is open; the daemon is asked to rebuild it", err=True)
+                client.timeout_s = _LONGEST_REBUILD_S
                 client.rebuild(folder.name, blend=blend, rejoin=rejoin)
             click.echo(f"rebuilt {folder.name}")
             return
@@ -50,5 +58,7 @@ def command(invocation: Invocation, run: str, blend: str | None, rejoin: bool) -
     if done.n_joined:
         click.echo(f"{done.n_joined} frames found their place that had none before")
     for why, ranges in done.unplaced.items():
-        n = sum(last - first + 1 for first, last in ranges)
-        click.echo(f"{n} frames have no place: {why}")
+        click.echo(f"frames {describe_ranges(ranges)} have no place: {UNPLACED_BECAUSE[why]}")
+    if done.damaged:
+        frames = describe_ranges(RangeSet(done.damaged).ranges())
+        click.secho(f"frames {frames} could not be read, and are left out: the recording is damaged", fg="yellow")

@@ -20,11 +20,12 @@ def command(invocation: Invocation, sources: tuple[str, ...], pull: str | None, 
 
     Each run gets a folder below store.path. Ctrl-C ends it in good order. `tilecast rebuild` makes the mosaic of a
     recording, `tilecast replay` plays it into a daemon. PUB sockets may lose frames when they are read too slowly; what
-    is missing is in the report.
+    is missing is in the report. What is on other machines needs keys, or allow_plaintext, as for the daemon.
 
     \b
-    Example:
-      tilecast record tcp://camera-pc:5600 tcp://stage-pc:5601 --set store.path=/data/recordings
+    Examples:
+      tilecast record ipc:///tmp/camera ipc:///tmp/stage --set store.path=/data/recordings
+      tilecast record tcp://camera-pc:5600 --set allow_plaintext=ingest.sub
     """
     from rich.live import Live
     from rich.text import Text
@@ -35,6 +36,7 @@ def command(invocation: Invocation, sources: tuple[str, ...], pull: str | None, 
 
     if not sources and pull is None:
         raise click.UsageError("give at least one ENDPOINT to listen to, or --pull")
+    invocation.overrides += [f"ingest.sub={','.join(sources)}", f"ingest.pull={pull or ''}"]
     config = invocation.config
     configure("warning", config.log.format, flood_s=config.log.flood_s)
     warm_up(dtypes=())
@@ -52,7 +54,7 @@ def command(invocation: Invocation, sources: tuple[str, ...], pull: str | None, 
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    with Recorder(config, sources, pull=pull, on_ended=on_ended) as recorder:
+    with Recorder(config, on_ended=on_ended) as recorder:
         click.echo(f"recording into {config.store.path}; Ctrl-C ends it", err=True)
         with Live(console=console(err=True), refresh_per_second=4, transient=True) as live:
             while not done.wait(0.25) and not recorder.stopped.is_set():

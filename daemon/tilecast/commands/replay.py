@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
-from tilecast.commands._folders import find_folder
-from tilecast.commands.common import Invocation, progress, tilecast_command
+from tilecast.commands._words import describe_ranges
+from tilecast.commands.common import Invocation, find_run, progress, tilecast_command
+
+_MOST_OF_NAME = 57  # names have up to 64 characters
 
 
 @tilecast_command("replay")
@@ -47,20 +49,20 @@ def command(
     from tilecast.service import runs
     from tilecast_protocol.journal import Journal
     from tilecast_protocol.publisher import Publisher
+    from tilecast_protocol.ranges import RangeSet
 
     config = invocation.config
-    folder = find_folder(config.store.path, run)
+    folder = find_run(config.store.path, run, readable=False).folder
     factor = _factor(speed)
     nastiness = Nastiness(drop=drop, duplicate=duplicate, reorder=reorder, delay_ms=delay_ms, seed=seed)
     frozen = runs.read_frozen(folder)
-    calibration = {role: path.read_bytes() for role in ("dark", "flat") if (path := folder / f"{role}.npy").exists()}
     with Journal.open(folder / runs.JOURNAL_NAME, readonly=True) as journal:
         start = runs.first_start(journal)
         n_records = sum(1 for _ in journal.records(with_parts=False))
         with (
             Publisher(
                 endpoint or config.ingest.ack,
-                instrument=instrument or f"{start.instrument}-replay",
+                instrument=instrument or f"{start.instrument[:_MOST_OF_NAME]}-replay",
                 stream=start.stream,
                 src="tilecast-replay",
                 timeout_s=math.inf if factor is None else 60.0,
@@ -74,18 +76,18 @@ def command(
                 publisher.send,
                 speed=factor,
                 mode=frozen.mode,
-                calibration=calibration,
+                calibration=runs.frozen_images(folder),
                 nastiness=nastiness,
                 on_message=step,
             )
     click.echo(f"replayed {folder.name} as {result.run}: {result.n_images} images, {result.n_stage} stage messages")
     if result.damaged:
-        shown = ", ".join(map(str, result.damaged))
+        shown = describe_ranges(RangeSet(result.damaged).ranges())
         click.secho(f"the recording is damaged; frames {shown} could not be read", fg="yellow")
     if result.dropped:
-        click.echo(f"left out frames {', '.join(map(str, result.dropped))}")
+        click.echo(f"left out frames {describe_ranges(RangeSet(result.dropped).ranges())}")
     if result.duplicated:
-        click.echo(f"sent twice: frames {', '.join(map(str, result.duplicated))}")
+        click.echo(f"sent twice: frames {describe_ranges(RangeSet(result.duplicated).ranges())}")
 
 
 def _factor(speed: str) -> float | None:

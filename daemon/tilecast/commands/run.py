@@ -30,7 +30,7 @@ def command(invocation: Invocation) -> None:
     config = invocation.config
     configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
     keep_freed_memory()
-    warm_up()
+    warm_up(modes=sorted({"feather", config.blend.mode}))
     daemon = Daemon(
         config,
         Plugins.load(),

@@ -190,12 +190,15 @@ class IngesterOptions:
         Pixels of frames that wait for their position are kept in memory up to this; others are read again.
     durability : str
         `fsync` or `os`: what an acknowledgement promises.
+    fsync_interval_s : float
+        Longest time from writing a message to the fsync that makes it durable.
     """
 
     limits: Limits
     credit_bytes: int
     recent_bytes: int
     durability: str
+    fsync_interval_s: float
 
 
 @dataclass(slots=True)
@@ -252,7 +255,6 @@ class Ingester:
         keeper: RunKeeper,
         sink: Sink,
         options: IngesterOptions,
-        fsync_interval_s: float,
         free_bytes: Callable[[], int],
         state: Callable[[], str],
         on_failure: Callable[[str, BaseException], None],
@@ -287,7 +289,7 @@ class Ingester:
         self.counters: Counter[str] = Counter()
         self.encode_s = 0.0
         self.append_s = 0.0
-        self.syncer = Syncer(interval_s=fsync_interval_s, on_durable=self.wake, on_failure=self._sync_failed)
+        self.syncer = Syncer(interval_s=options.fsync_interval_s, on_durable=self.wake, on_failure=self._sync_failed)
         self._thread = threading.Thread(target=self._run, name="tilecast-ingest", daemon=True)
 
     # ---- from other threads ------------------------------------------------------------------------------------------
@@ -354,12 +356,20 @@ class Ingester:
         Raises
         ------
         QueryError
-            `conflict`, if it is not loaded; `busy`, as `ask`.
+            `unknown-run`; `conflict`, if it has ended; `busy`, as `ask`.
+        TilecastError, OSError
+            If it is not loaded, and cannot be.
         """
 
         def end(machine: IngestMachine) -> None:
-            if run not in machine.loaded():
-                raise QueryError("conflict", f"run {run} is not open: it has ended, or is not known here")
+            is_loaded = run in machine.loaded()
+            record = machine.record(run) if is_loaded else self._keeper.lookup(run)
+            if record is None:
+                raise QueryError("unknown-run", f"there is no run {run} here; `runs` lists those that are")
+            if record.phase not in (RunPhase.OPEN, RunPhase.IDLE):
+                raise QueryError("conflict", f"run {run} has ended already")
+            if not is_loaded:
+                self._load(run)
             self._do(machine.end_run(run, "abort", time.time_ns()))
 
         self.ask(end)

@@ -2,7 +2,8 @@
 
 The socket belongs to the asyncio loop; every answer is worked out in a small pool of threads, each with read-only
 connections of its own, so that no question, however large, makes another wait for long, and none touches ingest. A
-viewer may have a few questions in flight; above that it is told `busy`, and the others do not notice.
+viewer may have a few questions in flight, and some answers that it has not read; above that it is told `busy`, and the
+others do not notice.
 
 Where a question is about the daemon rather than a store, or is an order of an operator, it is handed to `Operations`,
 which the service implements.
@@ -11,10 +12,10 @@ which the service implements.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,9 +25,10 @@ import zmq.asyncio
 
 from tilecast.publish import answers
 from tilecast.publish.answers import Answer
+from tilecast.publish.open_readers import OpenReaders
 from tilecast.store.folders import folder_nbytes, list_runs, run_folder
 from tilecast.store.sqlite_reader import SqliteReader
-from tilecast.store.tile_store import StoreDamagedError, StoreUnfinishedError
+from tilecast.store.tile_store import StoreUnfinishedError
 from tilecast_protocol.errors import QueryError, TilecastError
 from tilecast_protocol.messages import Buffer
 from tilecast_protocol.queries import COMMANDS, QueryId, make_error, make_reply, parse_query, query_id
@@ -34,8 +36,11 @@ from tilecast_protocol.queries import COMMANDS, QueryId, make_error, make_reply,
 log = structlog.get_logger()
 
 MAX_IN_FLIGHT = 64
+MAX_UNREAD_NBYTES = 256 << 20
+_MAX_IN_FLIGHT_OF_ALL = 1024
 _MAX_OPEN_READERS = 32
 _MAX_ORDERS = 8
+_LARGE_NBYTES = 1 << 20  # answers that are kept an eye on until they have left
 
 
 class Operations(Protocol):
@@ -61,8 +66,14 @@ class Operations(Protocol):
         """The report of a loaded run as it would be written now; None if it is not loaded."""
         ...
 
-    def await_store(self, run: str) -> None:
-        """Wait until the store of a run that has just begun is there; returns at once for any other."""
+    def await_store(self, run: str) -> bool:
+        """Wait for the store of a run whose start may have been acknowledged a moment ago; False if nobody makes it.
+
+        Raises
+        ------
+        QueryError
+            `busy`, if it takes long.
+        """
         ...
 
     def operate(self, query: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +127,9 @@ class QueryServer:
         self._max_tiles = max_tiles
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tilecast-read")
         self._order_pool = ThreadPoolExecutor(_MAX_ORDERS, thread_name_prefix="tilecast-order")
-        self._lock = threading.Lock()
-        self._readers: OrderedDict[str, SqliteReader] = OrderedDict()
+        self._readers = OpenReaders(self._open_run, _MAX_OPEN_READERS)
         self._in_flight: Counter[bytes] = Counter()
+        self._unread: list[tuple[bytes, zmq.MessageTracker, int]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.n_queries: Counter[str] = Counter()
         self.n_errors: Counter[str] = Counter()
@@ -134,6 +145,7 @@ class QueryServer:
                 task.cancel()
             for pool in (self._pool, self._order_pool):
                 pool.shutdown(wait=False, cancel_futures=True)
+            self._readers.close()
 
     def _accept(self, frames: list[zmq.Frame]) -> None:
         """Begin to answer one request; a REQ socket puts an empty frame before it, a DEALER does not."""
@@ -145,20 +157,28 @@ class QueryServer:
         if not rest:
             return
         if self._in_flight[envelope[0]] >= MAX_IN_FLIGHT:
-            busy = QueryError("busy", f"{MAX_IN_FLIGHT} of your questions wait already; ask when one is answered")
-            self.n_errors["busy"] += 1
-            task = asyncio.ensure_future(self._send(envelope, make_error(query_id(rest[0]), busy)))
+            task = self._busy(envelope, rest[0], f"{MAX_IN_FLIGHT} of your questions wait already")
+        elif len(self._tasks) >= _MAX_IN_FLIGHT_OF_ALL:
+            task = self._busy(envelope, rest[0], f"{_MAX_IN_FLIGHT_OF_ALL} questions wait already")
         else:
             self._in_flight[envelope[0]] += 1
             task = asyncio.ensure_future(self._answer(envelope, rest))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _busy(self, envelope: list[bytes], request: zmq.Frame, why: str) -> asyncio.Task[None]:
+        busy = QueryError("busy", f"{why}; ask when one is answered")
+        return asyncio.ensure_future(self._send(envelope, self._refuse(query_id(request), busy)))
+
+    def _unread_nbytes(self, viewer: bytes) -> int:
+        """What a viewer has been answered and has not read, roughly; from any thread."""
+        return sum(nbytes for who, tracker, nbytes in tuple(self._unread) if who == viewer and not tracker.done)
+
     async def _answer(self, envelope: list[bytes], request: list[zmq.Frame]) -> None:
         try:
             loop = asyncio.get_running_loop()
             operator = self._is_operator(request[0])
-            reply = await loop.run_in_executor(self._pool, self._reply, request, operator)
+            reply = await loop.run_in_executor(self._pool, self._reply, envelope[0], request, operator)
             if isinstance(reply, _Order):
                 reply = await loop.run_in_executor(self._order_pool, self._carry_out, reply)
             await self._send(envelope, reply)
@@ -168,12 +188,20 @@ class QueryServer:
                 del self._in_flight[envelope[0]]
 
     async def _send(self, envelope: list[bytes], reply: list[Buffer]) -> None:
+        frames: list[Any] = [*envelope, *reply]
+        self._unread = [entry for entry in self._unread if not entry[1].done]
+        for number, part in enumerate(reply, len(envelope)):
+            nbytes = memoryview(part).nbytes
+            if nbytes >= _LARGE_NBYTES:
+                frames[number] = frame = zmq.Frame(part, track=True, copy=False)
+                assert frame.tracker is not None, "it was asked for"
+                self._unread.append((envelope[0], frame.tracker, nbytes))
         try:
-            await self._socket.send_multipart([*envelope, *reply], copy=False, flags=zmq.DONTWAIT)
+            await self._socket.send_multipart(frames, copy=False, flags=zmq.DONTWAIT)
         except zmq.Again:
             self.n_errors["unsent"] += 1  # a viewer that does not read its answers; it will ask again, or not
 
-    def _reply(self, request: list[zmq.Frame], operator: bool) -> list[Buffer] | _Order:
+    def _reply(self, viewer: bytes, request: list[zmq.Frame], operator: bool) -> list[Buffer] | _Order:
         """The whole answer to one request, or the order that it is; in a thread of the pool."""
         number = None
         try:
@@ -181,6 +209,8 @@ class QueryServer:
                 raise QueryError("malformed", f"a request is one part; {len(request)} came")
             number = query_id(request[0])
             query = parse_query(request[0])
+            if self._unread_nbytes(viewer) > MAX_UNREAD_NBYTES:
+                raise QueryError("busy", "you have not read the answers to your questions; read them, then ask again")
         except QueryError as error:
             return self._refuse(number, error)
         cmd = query["cmd"]
@@ -205,12 +235,6 @@ class QueryServer:
             return make_reply(number, found.payload, **found.values)
         except QueryError as error:
             refusal = error
-        except StoreUnfinishedError:
-            refusal = QueryError(
-                "unknown-run",
-                "nothing can be said of this run yet: its store is being made, so ask again in a moment; or its making "
-                "was cut short, and `tilecast rebuild` finishes it",
-            )
         except TilecastError as error:
             refusal = QueryError("failed", str(error))
         except Exception as error:
@@ -233,25 +257,27 @@ class QueryServer:
                 return Answer({"stats": operations.stats()})
             case "health":
                 return Answer({"health": operations.health()})
-            case "run":
-                reader = self._reader(query["run"])
-                folder = run_folder(self._root, query["run"])
-                return Answer({"run": answers.run_details(reader.info(), folder_nbytes(folder))})
-            case "snapshot":
-                return answers.snapshot(self._reader(query["run"]), query, self._max_tiles)
-            case "changes":
-                return answers.changes(self._reader(query["run"]), query, self._max_tiles)
-            case "tile":
-                return answers.tile(self._reader(query["run"]), query)
-            case "region":
-                return answers.region(self._reader(query["run"]), query, self._max_region_pixels)
-            case "placements":
-                unplaced = operations.unplaced(query["run"])
-                return answers.placements(self._reader(query["run"]), query, unplaced, self._max_tiles)
             case "report":
                 return Answer(self._report(query["run"]))
-            case cmd:
-                raise QueryError("unknown-command", f"nothing is known of {cmd}")
+            case "placements":
+                unplaced = operations.unplaced(query["run"])
+                with self._reading(query["run"]) as reader:
+                    return answers.placements(reader, query, unplaced, self._max_tiles)
+        with self._reading(query["run"]) as reader:
+            match query["cmd"]:
+                case "run":
+                    folder = run_folder(self._root, query["run"])
+                    return Answer({"run": answers.run_details(reader.info(), folder_nbytes(folder))})
+                case "snapshot":
+                    return answers.snapshot(reader, query, self._max_tiles)
+                case "changes":
+                    return answers.changes(reader, query, self._max_tiles)
+                case "tile":
+                    return answers.tile(reader, query)
+                case "region":
+                    return answers.region(reader, query, self._max_region_pixels)
+                case cmd:
+                    raise QueryError("unknown-command", f"nothing is known of {cmd}")
 
     def _runs(self) -> list[dict[str, Any]]:
         return [
@@ -263,38 +289,28 @@ class QueryServer:
 
     def _report(self, run: str) -> dict[str, Any]:
         live = self._operations.live_report(run)
-        info = self._reader(run).info()
+        with self._reading(run) as reader:
+            info = reader.info()
         if live is not None and info.state == "open":
             return {"report": live, "revision": info.revision, "final": False}
         return {"report": info.report, "revision": info.revision, "final": info.report is not None}
 
-    def _reader(self, run: str) -> SqliteReader:
-        """The read-only view of a run that all threads of the pool share."""
-        folder = run_folder(self._root, run)
-        if not folder.is_dir():
-            self.forget(run)
+    def _reading(self, run: str) -> AbstractContextManager[SqliteReader]:
+        """A read-only view of a run, which all threads of the pool share."""
+        if not run_folder(self._root, run).is_dir():
+            self._readers.forget(run)
             raise QueryError("unknown-run", f"there is no run {run} here; `runs` lists those that are")
-        with self._lock:
-            reader = self._readers.get(run)
-        if reader is None:
-            try:
-                reader = SqliteReader(folder)
-            except StoreDamagedError:
-                self._operations.await_store(run)  # its start may have been acknowledged a moment ago
-                reader = SqliteReader(folder)
-        with self._lock:
-            kept = self._readers.setdefault(run, reader)
-            if kept is not reader:
-                reader.close()  # another thread was faster
-                reader = kept
-            self._readers.move_to_end(run)
-            while len(self._readers) > _MAX_OPEN_READERS:
-                self._readers.popitem(last=False)[1].close()
-            return reader
+        return self._readers.reading(run)
+
+    def _open_run(self, run: str) -> SqliteReader:
+        folder = run_folder(self._root, run)
+        try:
+            return SqliteReader(folder)
+        except StoreUnfinishedError:
+            if not self._operations.await_store(run):
+                raise
+            return SqliteReader(folder)
 
     def forget(self, run: str) -> None:
         """Close what is open of a run; it is about to be deleted."""
-        with self._lock:
-            reader = self._readers.pop(run, None)
-        if reader is not None:
-            reader.close()
+        self._readers.forget(run)

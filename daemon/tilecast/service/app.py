@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import shutil
 import signal
 import threading
@@ -36,9 +35,8 @@ from numpy.typing import NDArray
 
 from tilecast.errors import ConfigError
 from tilecast.geometry import Placement
-from tilecast.ingest.ingester import Ingester, IngesterOptions
+from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
-from tilecast.ingest.settings import IngestSettings
 from tilecast.ingest.verdicts import IngestPath
 from tilecast.plugins import CommitTeller, Plugins, SourceThreads
 from tilecast.publish.notifier import Notifier
@@ -46,14 +44,16 @@ from tilecast.publish.query_server import QueryServer
 from tilecast.queues import ByteQueue
 from tilecast.service.blender import Blender, BlendItem, Placed, Rebuild, Unload
 from tilecast.service.committer import Committer, Marked, Opened, StoreItem
-from tilecast.service.config import Config
-from tilecast.service.curve import Doors
+from tilecast.service.config import Config, options
 from tilecast.service.keeper import Keeper
 from tilecast.service.logging import summarise_floods
+from tilecast.service.rates import Rates
 from tilecast.service.rebuild import rebuild_run
 from tilecast.service.runs import Run
+from tilecast.service.settings import ingest_settings, ingester_options
+from tilecast.service.sockets import Socket, Sockets
 from tilecast_protocol.errors import QueryError
-from tilecast_protocol.messages import DaemonHeartbeat, Limits, RunNotice, RunRev, Tiles
+from tilecast_protocol.messages import DaemonHeartbeat, RunNotice, RunRev, Tiles
 
 log = structlog.get_logger()
 
@@ -64,8 +64,7 @@ _CLOSE_S = 600.0
 _STORE_S = 10.0
 _MARK_S = 60.0
 _STATS_S = 1.0
-_TYPICAL_NOTIFICATION_NBYTES = 16 * 1024
-_TYPICAL_FRAME_NBYTES = 8 << 20
+_LAST_WORDS_MS = 1000
 
 
 class Daemon:
@@ -98,6 +97,7 @@ class Daemon:
         self._failure: tuple[str, BaseException] | None = None
         self._started_at = time.time()
         self._process = psutil.Process()
+        self._rates = Rates()
         self._rebuilds: set[str] = set()
         self._rebuilds_lock = threading.Lock()
         self._no_more_rebuilds = False
@@ -125,23 +125,18 @@ class Daemon:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"store.path = {self._root} cannot be made: {error}") from error
-        with contextlib.ExitStack() as stack:
-            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            stack.callback(context.destroy, 0)
-            doors = Doors(self._config, context)
-            stack.callback(doors.close)
-            sockets = self._ingest_sockets(context, doors)
-            notify = self._bound(context, doors, zmq.PUB, "notify")
-            query = self._bound(context, doors, zmq.ROUTER, "query")
-            self._build(loop, sockets, notify)
+        with contextlib.closing(Sockets(self._config)) as sockets:
+            ingest, notify, query = sockets.ingest(IngestPath), sockets.notify(), sockets.query()
+            self.endpoints = sockets.endpoints
+            self._build(loop, ingest, notify)
             self._start()
             self.ready.set()
             log.info("ready", store=str(self._root), **self.endpoints)
-            await self._serve_viewers(query, doors)
+            await self._serve_viewers(query, sockets.is_operator)
             await self._shut_down(loop)
             for socket in (notify, query):
                 if socket is not None:
-                    socket.close(linger=1000)
+                    socket.close(linger=_LAST_WORDS_MS)
         if self._failure is not None:
             name, failure = self._failure
             raise RuntimeError(f"the {name} thread failed: {failure}") from failure
@@ -153,8 +148,8 @@ class Daemon:
     def _build(
         self,
         loop: asyncio.AbstractEventLoop,
-        sockets: dict[IngestPath, list[zmq.Socket[bytes]]],
-        notify: zmq.Socket[bytes] | None,
+        sockets: dict[IngestPath, list[Socket]],
+        notify: Socket | None,
     ) -> None:
         config = self._config
         self._keeper = Keeper(config, self._plugins)
@@ -188,13 +183,7 @@ class Daemon:
             machine=IngestMachine(ingest_settings(config), self._keeper.lookup),
             keeper=self._keeper,
             sink=_Pipeline(self._blend_queue, self._notifier),
-            options=IngesterOptions(
-                limits=Limits(max_frame_bytes=config.ingest.max_frame_bytes),
-                credit_bytes=config.ingest.credit_bytes,
-                recent_bytes=config.blend.queue_bytes,
-                durability=config.journal.durability,
-            ),
-            fsync_interval_s=config.journal.fsync_interval_ms / 1e3,
+            options=ingester_options(config, recent_bytes=config.blend.queue_bytes),
             free_bytes=self._free_bytes,
             state=lambda: self._state,
             on_failure=failed,
@@ -222,14 +211,14 @@ class Daemon:
         if self._state == "catching-up":
             self._state = "ready"
 
-    async def _serve_viewers(self, query: zmq.Socket[bytes] | None, doors: Doors) -> None:
+    async def _serve_viewers(self, query: Socket | None, is_operator: Callable[[zmq.Frame], bool]) -> None:
         tasks = [asyncio.ensure_future(self._heartbeat())]
         if query is not None:
             server = QueryServer(
                 zmq.asyncio.Socket(query),
                 root=self._root,
                 operations=self,
-                is_operator=doors.is_operator,
+                is_operator=is_operator,
                 threads=self._config.viewers.threads,
                 max_region_pixels=self._config.viewers.max_region_pixels,
                 max_tiles=self._config.viewers.max_snapshot_tiles,
@@ -271,9 +260,19 @@ class Daemon:
 
     async def _heartbeat(self) -> None:
         while True:
+            self._rates.sample(time.monotonic(), self._counters())
             self._notifier.announce(self._hb_message())
             summarise_floods()
             await asyncio.sleep(_HEARTBEAT_S)
+
+    def _counters(self) -> dict[str, float]:
+        """What `stats` tells the rates of."""
+        return {
+            "images": self._ingester.counters["images"],
+            "image_bytes": self._ingester.counters["image_bytes"],
+            "blended": self._blender.n_frames,
+            "commits": self._committer.stats.n_commits,
+        }
 
     def _hb_message(self) -> DaemonHeartbeat:
         return DaemonHeartbeat(
@@ -284,57 +283,6 @@ class Daemon:
             wal_bytes=self._committer.wal_bytes(),
             free_bytes=self._free_bytes(),
         )
-
-    # ---- sockets -----------------------------------------------------------------------------------------------------
-
-    def _ingest_sockets(
-        self, context: zmq.Context[zmq.Socket[bytes]], doors: Doors
-    ) -> dict[IngestPath, list[zmq.Socket[bytes]]]:
-        sockets: dict[IngestPath, list[zmq.Socket[bytes]]] = {path: [] for path in IngestPath}
-        for path, kind in ((IngestPath.ACK, zmq.ROUTER), (IngestPath.PULL, zmq.PULL)):
-            socket = self._bound(context, doors, kind, f"ingest.{path}")
-            if socket is not None:
-                sockets[path].append(socket)
-        for endpoint in self._config.endpoints("ingest.sub"):
-            socket = context.socket(zmq.SUB)
-            socket.rcvhwm = self._frames_in(self._config.ingest.queue_bytes)
-            socket.linger = 0
-            doors.connect_security(socket, "ingest.sub")
-            socket.subscribe(b"tc1/")
-            socket.connect(endpoint)
-            sockets[IngestPath.SUB].append(socket)
-        return sockets
-
-    def _bound(
-        self, context: zmq.Context[zmq.Socket[bytes]], doors: Doors, kind: int, name: str
-    ) -> zmq.Socket[bytes] | None:
-        for endpoint in self._config.endpoints(name):
-            socket = context.socket(kind)
-            # Counted, not weighed: the budget in bytes becomes a number of messages of the usual size.
-            if name.startswith("ingest"):
-                socket.rcvhwm = self._frames_in(self._config.ingest.queue_bytes)
-                socket.maxmsgsize = self._config.ingest.max_frame_bytes + (1 << 20)
-            else:
-                socket.sndhwm = max(100, self._config.viewers.queue_bytes // _TYPICAL_NOTIFICATION_NBYTES)
-                socket.maxmsgsize = 1 << 20
-            socket.linger = 0
-            if kind == zmq.ROUTER:
-                socket.router_mandatory = name == "ingest.ack"
-            doors.bind_security(socket, name)
-            try:
-                socket.bind(endpoint)
-            except zmq.ZMQError as error:
-                raise ConfigError(
-                    f"{name} = {endpoint} cannot be bound: {error.strerror}; is another tilecast running? "
-                    f"Choose another endpoint with --set {name}=…"
-                ) from error
-            self.endpoints[name] = str(socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
-            return socket
-        return None
-
-    @staticmethod
-    def _frames_in(nbytes: int) -> int:
-        return max(2, math.ceil(nbytes / _TYPICAL_FRAME_NBYTES))
 
     # ---- what queries ask of the daemon (query_server.Operations) ----------------------------------------------------
 
@@ -368,6 +316,7 @@ class Daemon:
                 for queue in (self._blend_queue, self._store_queue)
                 for stats in (queue.stats(),)
             },
+            "rates": self._rates.per_second(),
             "ingest": self._ingester.stats() | self._machine_stats(),
             "blend": self._blender.stats(),
             "store": {
@@ -423,11 +372,12 @@ class Daemon:
             return None
         return self._ingester.ask(lambda machine: machine.report(run) if run in machine.loaded() else None)
 
-    def await_store(self, run: str) -> None:
-        """Wait until the store of a run that has just begun is there."""
+    def await_store(self, run: str) -> bool:
+        """Wait for the store of a run that has just begun."""
         loaded = self._ingester.run_loaded(run)
-        if isinstance(loaded, Run):
-            loaded.store_ready.wait(_STORE_S)
+        if isinstance(loaded, Run) and not loaded.store_ready.wait(_STORE_S):
+            raise QueryError("busy", "the store of this run is still being made; ask again in a moment")
+        return isinstance(loaded, Run)
 
     def operate(self, query: dict[str, Any]) -> dict[str, Any]:
         """Carry out an operator's order."""
@@ -529,7 +479,7 @@ class Daemon:
         if self._reload_config is None:
             raise QueryError("failed", "this daemon was not started from a configuration that can be read again")
         fresh = self._reload_config()
-        changed = [name for name in fresh.provenance if fresh.value(name) != self._config.value(name)]
+        changed = [option.name for option in options() if fresh.value(option.name) != self._config.value(option.name)]
         return {"changed": changed, "needs_restart": changed}
 
     def _known(self, run: str) -> None:
@@ -598,21 +548,6 @@ class _Pipeline:
         """Finish everything of a run and close its store."""
         if not self._queue.put(Unload(run, on_done), _MARK_NBYTES):
             on_done()
-
-
-def ingest_settings(config: Config) -> IngestSettings:
-    """The options of the ingest machine."""
-    return IngestSettings(
-        idle_end_s=config.ingest.idle_end_s,
-        reorder_tolerance_ms=config.ingest.reorder_tolerance_ms,
-        gap_report_ms=config.ingest.gap_report_ms,
-        hold_bytes=config.ingest.hold_bytes,
-        hold_s=config.ingest.hold_s,
-        join_max_gap_ms=config.join.max_gap_ms,
-        join_timeout_ms=config.join.timeout_ms,
-        allow_moving=config.join.allow_moving,
-        blend_status=frozenset(config.ingest.blend_status),
-    )
 
 
 def _percentile_ms(ordered: list[float], share: float) -> float | None:

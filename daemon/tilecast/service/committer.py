@@ -319,7 +319,6 @@ class Committer:
         durable = time.monotonic()
         size = item.run.frozen.tile_size
         commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns)
-        self._look_outside(item.run, opened, commit)
         result = self._insist(item.run, lambda: opened.store.commit(commit))
         opened.canvas = commit.canvas
         opened.bbox = opened.bbox.union(geometry.union_of(item.batch.bboxes.values()))
@@ -328,6 +327,7 @@ class Committer:
         tiles = tuple((*row.plane, *row.key) for row in rows)
         gone = tuple((*plane, *key) for plane, key in item.batch.gone)
         many = len(tiles) + len(gone) > MAX_ANNOUNCED_TILES
+        self._look_outside(item.run, opened, commit)
         start = item.run.start
         self._announcer.announce(
             Tiles(
@@ -377,13 +377,15 @@ class Committer:
         opened.outside_told = True
         text = "frames lie outside extent_um; they are blended, and seen by signed queries only"
         log.warning(text, run=run.run)
+        detail = {"what": "outside-extent", "message": text}
+        self._insist(run, lambda: opened.store.add_event("warning", detail))
         self._announcer.announce(
             RunNotice(
                 instrument=run.start.instrument,
                 stream=run.start.stream,
                 run=run.run,
                 kind="warning",
-                detail={"text": text},
+                detail=detail,
             )
         )
 

@@ -9,6 +9,7 @@ Only options and sockets are known here; what an operator may do is the query se
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 import zmq
@@ -18,6 +19,8 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from tilecast.errors import ConfigError
 from tilecast.service.config import SOCKETS, Config
+
+_DOMAIN = b"tilecast"
 
 
 def load_key(path: Path, *, secret: bool) -> tuple[bytes, bytes | None]:
@@ -81,6 +84,9 @@ class Doors:
     def bind_security(self, socket: zmq.Socket[bytes], name: str) -> None:
         """Make `socket`, called `name` in the configuration, a CURVE server if it must be one; before it is bound."""
         if self._config.needs_curve(name):
+            # With a domain to enforce, nobody comes in while nobody answers for the allow-list.
+            socket.zap_domain = _DOMAIN
+            socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
             socket.curve_server = True
             socket.curve_publickey, socket.curve_secretkey = self._keys[0], self._keys[1] or b""
 
@@ -103,12 +109,22 @@ class Doors:
             address = frame.get("Peer-Address")
         except zmq.ZMQError:
             return True  # ipc: has no address, and is this machine
-        return not address or str(address).startswith("127.") or str(address) == "::1"
+        return not address or _is_loopback(str(address))
 
     def close(self) -> None:
         """Stop answering handshakes."""
         if self._authenticator is not None:
             self._authenticator.stop()
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether a peer's address is this machine's own; what cannot be read is not."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback
 
 
 class _AllowList:

@@ -188,11 +188,10 @@ def _check_placements(journal: Journal, start: Start, reader: SqliteReader) -> I
             lost.append(placement.frame)
             continue
         frame, plane, corner = images[placement.index]
+        lies_elsewhere = placement.source == "stage" and (placement.row, placement.col) != corner
         if (placement.frame, placement.plane) != (frame, plane):
             confused.append(placement.frame)
-        elif (placement.height, placement.width) != start.shape:
-            moved.append(placement.frame)
-        elif placement.source == "stage" and (placement.row, placement.col) != corner:
+        elif lies_elsewhere or (placement.height, placement.width) != start.shape:
             moved.append(placement.frame)
     for what, frames in (
         ("tiles show frames that the journal does not hold", lost),
@@ -201,7 +200,6 @@ def _check_placements(journal: Journal, start: Start, reader: SqliteReader) -> I
     ):
         if frames:
             yield Finding(what, tuple(frames))
-
 
 
 def _check_reduction(reader: SqliteReader, info: RunInfo, progress: Progress) -> Iterator[Finding]:

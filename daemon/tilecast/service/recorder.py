@@ -1,8 +1,8 @@
 """Keeps what others publish, without making a mosaic of it: a daemon that stops after the journal.
 
-It takes in messages exactly as the daemon does (the same checks, the same journals, the same run reports), and hands
-nothing on. A recording is the folder of a run without tiles: `tilecast rebuild` makes its mosaic, `tilecast replay`
-plays it into a daemon.
+It takes in messages exactly as the daemon does (the same sockets, checks, journals and run reports), and hands nothing
+on. A recording is the folder of a run without tiles: `tilecast rebuild` makes its mosaic, `tilecast replay` plays it
+into a daemon.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import zmq
 
 from tilecast.errors import ConfigError
-from tilecast.ingest.ingester import Ingester, IngesterOptions
+from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.verdicts import IngestPath
 from tilecast.plugins import Plugins
-from tilecast.service.app import ingest_settings
 from tilecast.service.config import Config
 from tilecast.service.keeper import Keeper
-from tilecast_protocol.messages import Limits, RunNotice
+from tilecast.service.settings import ingest_settings, ingester_options
+from tilecast.service.sockets import Sockets
+from tilecast_protocol.messages import RunNotice
 
 log = structlog.get_logger()
 
-_TYPICAL_FRAME_NBYTES = 8 << 20
+_CLOSE_S = 10.0
 
 
 class Recorder:
@@ -37,13 +37,18 @@ class Recorder:
     Parameters
     ----------
     config : Config
-        Where runs lie, and the options of ingest and journal.
-    sources : sequence of str
-        Endpoints of PUB sockets to subscribe to.
-    pull : str, optional
-        Endpoint on which a PULL socket is bound, for PUSH sources.
+        What to listen to (`ingest.sub` and `ingest.pull`), where runs lie, the options of ingest and journal.
     on_ended : callable, optional
         Called with the report when a run has ended or gone idle.
+
+    Attributes
+    ----------
+    endpoints : dict of str to str
+        Where the PULL socket is bound, if it is.
+    failure : exception or None
+        What ended it, if it was not closed.
+    stopped : threading.Event
+        Set then.
 
     Raises
     ------
@@ -51,58 +56,33 @@ class Recorder:
         If an endpoint cannot be used.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        sources: Sequence[str],
-        *,
-        pull: str | None = None,
-        on_ended: Callable[[dict[str, Any]], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, config: Config, *, on_ended: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         root = Path(config.store.path)
-        root.mkdir(parents=True, exist_ok=True)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"store.path = {root} cannot be made: {error.strerror}") from error
         self.failure: BaseException | None = None
         self.stopped = threading.Event()
-        sockets: dict[IngestPath, list[zmq.Socket[bytes]]] = {IngestPath.SUB: [], IngestPath.PULL: []}
-        hwm = max(2, config.ingest.queue_bytes // _TYPICAL_FRAME_NBYTES)
+        self._sockets = Sockets(config)
         try:
-            for endpoint in sources:
-                sub = self._socket(zmq.SUB, hwm)
-                sub.subscribe(b"tc1/")
-                sub.connect(endpoint)
-                sockets[IngestPath.SUB].append(sub)
-            if pull is not None:
-                socket = self._socket(zmq.PULL, hwm)
-                socket.bind(pull)
-                sockets[IngestPath.PULL].append(socket)
-        except zmq.ZMQError as error:
-            self._context.destroy(0)
-            raise ConfigError(f"cannot listen to {', '.join([*sources, pull or ''])}: {error.strerror}") from error
+            sockets = self._sockets.ingest([IngestPath.SUB, IngestPath.PULL])
+        except ConfigError:
+            self._sockets.close()
+            raise
+        self.endpoints = self._sockets.endpoints
         keeper = Keeper(config, Plugins.load())
         self._ingester = Ingester(
             sockets,
             machine=IngestMachine(ingest_settings(config), keeper.lookup),
             keeper=keeper,
             sink=_Ended(on_ended),
-            options=IngesterOptions(
-                limits=Limits(max_frame_bytes=config.ingest.max_frame_bytes),
-                credit_bytes=config.ingest.credit_bytes,
-                recent_bytes=0,
-                durability=config.journal.durability,
-            ),
-            fsync_interval_s=config.journal.fsync_interval_ms / 1e3,
+            options=ingester_options(config, recent_bytes=0),
             free_bytes=lambda: shutil.disk_usage(root).free,
             state=lambda: "recording",
             on_failure=self._failed,
         )
         self._ingester.start()
-
-    def _socket(self, kind: int, hwm: int) -> zmq.Socket[bytes]:
-        socket = self._context.socket(kind)
-        socket.rcvhwm = hwm
-        socket.linger = 0
-        return socket
 
     def _failed(self, name: str, error: BaseException) -> None:
         log.critical("thread failed; recording stops", thread=name, error=repr(error), exc_info=error)
@@ -117,8 +97,8 @@ class Recorder:
         """Make everything durable, and end."""
         self._ingester.stop()
         self._ingester.join()
-        self._ingester.close_runs(10.0)
-        self._context.destroy(0)
+        self._ingester.close_runs(_CLOSE_S, finish=self.failure is None)
+        self._sockets.close()
 
     def __enter__(self) -> Recorder:
         return self

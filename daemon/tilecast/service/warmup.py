@@ -25,15 +25,20 @@ def warm_up(dtypes: Iterable[str] = ("|u1", "<u2", "<f4"), modes: Iterable[str] 
     began = time.monotonic()
     show: _Bar | None = None
     kernels = _kernels(dtypes, modes)
-    for number, (name, compile_it) in enumerate(kernels):
-        if show is None and time.monotonic() - began > _SLOW_S:
-            show = _Bar(len(kernels))
+    try:
+        for number, (name, compile_it) in enumerate(kernels):
+            if show is None and time.monotonic() - began > _SLOW_S:
+                show = _Bar(len(kernels))
+            if show is not None:
+                show.at(number, name)
+            compile_it()
+    finally:
         if show is not None:
-            show.at(number, name)
-        compile_it()
+            show.close()
+    seconds = time.monotonic() - began
     if show is not None:
-        show.close(time.monotonic() - began)
-    return time.monotonic() - began
+        log.info("kernels compiled", seconds=round(seconds, 1))
+    return seconds
 
 
 def _kernels(dtypes: Iterable[str], modes: Iterable[str]) -> list[tuple[str, Callable[[], None]]]:
@@ -73,7 +78,6 @@ class _Bar:
         if self._progress is not None:
             self._progress.update(self._task, completed=number, description=name)
 
-    def close(self, seconds: float) -> None:
+    def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-        log.info("kernels compiled", seconds=round(seconds, 1))

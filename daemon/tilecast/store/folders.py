@@ -81,15 +81,19 @@ def list_runs(root: str | os.PathLike[str]) -> list[FoundRun]:
             check_run_id(folder.name)
         except StoreError:
             continue
-        try:
-            with SqliteReader(folder) as reader:
-                info = reader.info()
-        except StoreError as error:
-            found.append(FoundRun(run=folder.name, folder=folder, info=None, error=str(error)))
-        else:
-            misnamed = "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename it to that"
-            found.append(FoundRun(run=folder.name, folder=folder, info=info, error=misnamed))
+        found.append(look_into(folder))
     return sorted(found, key=lambda entry: (entry.info is None, 0 if entry.info is None else entry.info.created_ns))
+
+
+def look_into(folder: Path) -> FoundRun:
+    """What the folder of a run says of itself, whatever state it is in."""
+    try:
+        with SqliteReader(folder) as reader:
+            info = reader.info()
+    except StoreError as error:
+        return FoundRun(run=folder.name, folder=folder, info=None, error=str(error))
+    misnamed = "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename it to that"
+    return FoundRun(run=folder.name, folder=folder, info=info, error=misnamed)
 
 
 def folder_nbytes(folder: str | os.PathLike[str]) -> int:
