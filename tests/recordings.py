@@ -26,7 +26,7 @@ from tilecast.service.config import Config, load
 from tilecast.service.runs import Run
 from tilecast_protocol import pzf
 from tilecast_protocol.journal import RecordKind
-from tilecast_protocol.messages import Start, encode
+from tilecast_protocol.messages import Start, encode, parse
 
 MS = 1_000_000
 SHAPE = (24, 30)
@@ -96,13 +96,10 @@ class Recording:
             data = cal.dump_npy(self.dark)
             digest = hashlib.sha256(data).hexdigest()
             changes = {"dark": "part:0", "parts": (data,), "nbytes": (len(data),), "sha256": (digest,)}
-        self.start: Start = self.camera.start(
-            **(
-                changes
-                | {"shape": self.shape, "dtype": self.dtype, "px_um": PX_UM, "blend": self.blend, "name": self.name}
-                | self.changes
-            )
-        )
+        changes |= {"shape": self.shape, "dtype": self.dtype, "px_um": PX_UM, "blend": self.blend, "name": self.name}
+        start = parse(encode(self.camera.start(**(changes | self.changes))))
+        assert isinstance(start, Start)
+        self.start = start
         settings = config(self.root, f"blend.tile_size={self.tile_size}")
         frozen, calibration = runs.resolve(self.start, self.rules, settings, Plugins())
         self.root.mkdir(exist_ok=True)

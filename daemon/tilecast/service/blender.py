@@ -39,7 +39,6 @@ from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import TileReader
 from tilecast_protocol import pzf
 from tilecast_protocol.errors import JournalError, PZFError, TilecastError
-from tilecast_protocol.messages import RunNotice
 
 log = structlog.get_logger()
 
@@ -350,14 +349,7 @@ class Blender:
             frame = item.placement.frame
             log.error("a frame cannot be blended: its recording is damaged", run=run.run, frame=frame, why=str(error))
             detail = {"what": "damaged", "frames": [[frame, frame]], "n": 1, "message": str(error)}
-            notice = RunNotice(
-                instrument=run.start.instrument,
-                stream=run.start.stream,
-                run=run.run,
-                kind="warning",
-                detail=detail,
-            )
-            self._hand_on(Marked(run, notices=[notice]))
+            self._hand_on(Marked(run, notices=[run.notice("warning", detail)]))
             return None
 
     def _flush_due(self) -> None:

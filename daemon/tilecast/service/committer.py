@@ -127,16 +127,8 @@ def refuse(item: StoreItem, error: StoreError) -> None:
 
 def stuck_notice(run: Run) -> RunNotice:
     """What viewers are told of a run that is stuck."""
-    return RunNotice(
-        instrument=run.start.instrument,
-        stream=run.start.stream,
-        run=run.run,
-        kind="warning",
-        detail={
-            "what": "stuck",
-            "message": f"{run.stuck}; frames are still recorded, `tilecast rebuild` shows them again",
-        },
-    )
+    message = f"{run.stuck}; frames are still recorded, `tilecast rebuild` shows them again"
+    return run.notice("warning", {"what": "stuck", "message": message})
 
 
 class Announcer(Protocol):
@@ -379,15 +371,7 @@ class Committer:
         log.warning(text, run=run.run)
         detail = {"what": "outside-extent", "message": text}
         self._insist(run, lambda: opened.store.add_event("warning", detail))
-        self._announcer.announce(
-            RunNotice(
-                instrument=run.start.instrument,
-                stream=run.start.stream,
-                run=run.run,
-                kind="warning",
-                detail=detail,
-            )
-        )
+        self._announcer.announce(run.notice("warning", detail))
 
     def _mark(self, item: Marked) -> None:
         opened = self._open.get(item.run.run)

@@ -38,7 +38,7 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME, sync_folder
 from tilecast_protocol import pzf
 from tilecast_protocol.journal import Journal, RecordKind
-from tilecast_protocol.messages import Limits, Start, parse
+from tilecast_protocol.messages import Limits, RunNotice, Start, parse
 
 FROZEN_NAME = "frozen.json"
 ACTIVE_NAME = "active"
@@ -127,6 +127,12 @@ class Run:
     def calibrated(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """One frame with the run's calibration applied."""
         return cal.apply(pixels, self.calibration).pixels
+
+    def notice(self, kind: str, detail: dict[str, Any]) -> RunNotice:
+        """A notice about this run, for viewers."""
+        return RunNotice(
+            instrument=self.start.instrument, stream=self.start.stream, run=self.run, kind=kind, detail=detail
+        )
 
     def release(self, *, finished: bool = True) -> None:
         """Close the journal and give the run back.
