@@ -107,12 +107,13 @@ class TestAtWork:
 
     def test_the_commands_that_it_shows_work(self, finished: Demo, tmp_path: Path) -> None:
         shown = finished.said.partition("To look at it again:\n")[2].splitlines()
-        commands = [shlex.split(line) for line in shown if line.startswith("  ")]
-        assert [words[1] for words in commands] == ["info", "export-png"]
+        lines = [shlex.split(line) for line in shown if line.startswith("  ")]
+        commands = [words[words.index("tilecast") + 1 :] for words in lines]  # `uv run` stands before it where it did
+        assert [words[0] for words in commands] == ["info", "export-png"]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)
             for words in commands:
-                result = CliRunner().invoke(cli.main, words[1:])
+                result = CliRunner().invoke(cli.main, words)
                 assert result.exit_code == 0, result.output
         assert (tmp_path / "detail.png").exists()
         assert "the folder " + str(finished.out) in shown[-1]

@@ -884,14 +884,15 @@ class Ingester:
         run = leaving.run
         if self._runs.get(run.run) is not run:
             return
-        self._unloading.pop(run.run, None)
-        del self._runs[run.run]
         try:
             run.release(finished=leaving.finished)
         except (TilecastError, OSError) as error:
             log.error("run was not closed in good order", run=run.run, why=str(error))
         else:
             self._tracker.close_run(run.run)
+        # Only now: whoever sees that it is not loaded may want to lock it.
+        self._unloading.pop(run.run, None)
+        del self._runs[run.run]
 
     def _await_unloaded(self, run: str) -> None:
         """If a run is just being unloaded, wait for that: it is a matter of one commit, if it is not rebuilt."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import zmq
@@ -24,13 +25,14 @@ from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.verdicts import IngestPath
 from tilecast.plugins import Plugins
 from tilecast.service.keeper import Keeper
+from tilecast.service.rebuild import rebuild_run
 from tilecast.service.settings import ingest_settings, ingester_options
 from tilecast.service.sockets import Sockets
 from tilecast.store.lock import RunLock
 from tilecast_protocol import pzf
 from tilecast_protocol.errors import JournalError, QueryError
 from tilecast_protocol.journal import Journal, RecordKind
-from tilecast_protocol.messages import Ack, RunNotice
+from tilecast_protocol.messages import Ack, RunNotice, parse_from_daemon
 
 PATIENCE_S = 20.0
 
@@ -196,7 +198,6 @@ def test_an_acknowledgement_waits_for_the_disk(tmp_path: Path) -> None:
     bench.turn()
     assert publisher.upto_seq == -1
     bench.stop()
-    publisher = None  # closed with the bench, which has made all durable first
     assert bench.ingester.syncer.durable_ticket == ticket
 
 
@@ -288,7 +289,8 @@ def test_no_refusal_is_lost_on_a_publisher_that_does_not_read(tmp_path: Path) ->
     dealer.linger, dealer.rcvhwm = 0, 1
     dealer.connect(address)
     publisher = bench.publisher()
-    dealer.send_multipart([b"tc1/scope/cam/hello", publisher_hello(publisher)])
+    hello = {"v": 1, "type": "hello", "src": publisher.src, "boot": publisher.boot, "next_seq": 0}
+    dealer.send_multipart([b"tc1/scope/cam/hello", msgpack.packb(hello)])
     bench.ingester.start()
     bench.recovered.wait(PATIENCE_S)
     for _ in range(30):
@@ -300,28 +302,13 @@ def test_no_refusal_is_lost_on_a_publisher_that_does_not_read(tmp_path: Path) ->
     upto = -1
     while len(refused) < 30:
         assert dealer.poll(round(PATIENCE_S * 1000)), f"only {sorted(refused)} of 30 were told"
-        message = ingester_module_parse(dealer.recv_multipart())
+        message = parse_from_daemon(dealer.recv_multipart())
         if isinstance(message, Ack):
             refused |= {rejected.seq for rejected in message.rejected}
             upto = message.upto_seq
             assert refused >= set(range(upto + 1)), "nothing is settled that it has not been told of"
     dealer.close()
     bench.stop()
-
-
-def publisher_hello(publisher: RawPublisher) -> bytes:
-    import msgpack
-
-    packed: bytes = msgpack.packb(
-        {"v": 1, "type": "hello", "src": publisher.src, "boot": publisher.boot, "next_seq": 0}
-    )
-    return packed
-
-
-def ingester_module_parse(parts: list[bytes]) -> Any:
-    from tilecast_protocol.messages import parse_from_daemon
-
-    return parse_from_daemon(parts)
 
 
 # ---- disks and folders that fail -------------------------------------------------------------------------------------
@@ -380,8 +367,6 @@ def test_a_frame_that_cannot_be_written_is_refused_and_may_come_again(
 
 @pytest.mark.parametrize("ruin", ["tiles.sqlite", "journal/000000.tcj", "frozen.json"])
 def test_a_message_for_a_ruined_run_stops_nobody(tmp_path: Path, ruin: str) -> None:
-    from tilecast.service.rebuild import rebuild_run
-
     root = tmp_path / "runs"
     made = Recording(root)
     made.images()
@@ -569,6 +554,7 @@ def test_an_end_while_it_still_loads_leaves_the_rest_to_the_next(tmp_path: Path)
     bench = Bench(tmp_path, recover=[RUN], start=False)
     bench.sink.before_placed = lambda placement: bench.ingester.stop() if placement.frame == 3 else None
     bench.ingester.start()
+    bench.sink.wait(lambda: len(bench.sink.frames) == 4)
     bench.stop()
     assert [placement.frame for _, placement, _, _ in bench.sink.frames] == [0, 1, 2, 3]
     assert (tmp_path / RUN / "active").exists()
@@ -635,7 +621,7 @@ def test_a_question_that_fails_is_the_asker_s_affair(bench: Bench) -> None:
     bench.turn()
     with pytest.raises(QueryError) as refused:
         bench.ingester.end_run(RUN)
-    assert refused.value.code == "conflict"
+    assert refused.value.code == "unknown-run"
 
 
 def test_an_operator_ends_a_run(bench: Bench) -> None:
@@ -649,6 +635,9 @@ def test_an_operator_ends_a_run(bench: Bench) -> None:
     report = bench.sink.marks[2][1]
     assert report is not None
     assert (report[0], report[1]["reason"]) == (1, "abort")
+    with pytest.raises(QueryError) as refused:
+        bench.ingester.end_run(RUN)
+    assert refused.value.code == "conflict"
 
 
 def test_a_bug_ends_it_and_gives_everything_back(tmp_path: Path) -> None:
