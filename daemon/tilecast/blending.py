@@ -198,6 +198,8 @@ class Blender(ABC):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
+        *,
+        is_last: bool = False,
     ) -> State | None:
         """Blend a frame into a tile that others cover already.
 
@@ -217,11 +219,14 @@ class Blender(ABC):
             Pixels of the frame.
         here : Placed
             Where it lies.
+        is_last : bool
+            Whether no other frame is expected, so that the state need not be made.
 
         Returns
         -------
         State or None
-            For the next frame; often the object given. None where the tile is its own state.
+            For the next frame; often the object given. None where the tile is its own state, and perhaps if `is_last`:
+            then the tile has to be blended anew if another frame comes all the same.
         """
 
 
@@ -263,12 +268,17 @@ class _IntegerSum(_Sum):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
-    ) -> SumState:
+        *,
+        is_last: bool = False,
+    ) -> SumState | None:
         del mask
         weights = self.weights(here.placement)
         if solo is not None:
-            first = SumState(np.empty(old.shape, np.uint32), np.empty(old.shape, np.uint16), visits=2)
             solo_weights = self.weights(solo.placement)
+            if is_last:
+                kernels.blend_two(old, out, frame, weights, *here.window, solo_weights, *solo.window)
+                return None
+            first = SumState(np.empty(old.shape, np.uint32), np.empty(old.shape, np.uint16), visits=2)
             kernels.add_second_sum(
                 first.total, first.weight, old, out, frame, weights, *here.window, solo_weights, *solo.window
             )
@@ -308,8 +318,10 @@ class _FloatSum(_Sum):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
+        *,
+        is_last: bool = False,
     ) -> SumState:
-        del mask
+        del mask, is_last
         if solo is not None:
             state = self._open(old, solo)
         assert isinstance(state, SumState)
@@ -335,8 +347,10 @@ class _Extreme(Blender):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
+        *,
+        is_last: bool = False,
     ) -> None:
-        del state, solo
+        del state, solo, is_last
         _copy(old, out)
         best, new = out[here.window.in_tile], frame[here.window.in_frame]
         if self.dtype.kind == "f":
@@ -365,8 +379,10 @@ class _Newest(Blender):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
+        *,
+        is_last: bool = False,
     ) -> None:
-        del state, solo, mask
+        del state, solo, mask, is_last
         _copy(old, out)
         paste(out, frame, here.window)
 
@@ -404,8 +420,10 @@ class _Nearest(Blender):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
+        *,
+        is_last: bool = False,
     ) -> NearestState:
-        del mask
+        del mask, is_last
         if solo is not None:
             state = self._open(old, solo)
         assert isinstance(state, NearestState)

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("tilecast.commands.runs", "List the runs on this computer."),
     "info": ("tilecast.commands.info", "Tell everything about one run."),
     "export-png": ("tilecast.commands.export_png", "Save a picture of a run's mosaic, or of a part of it."),
+    "bench": ("tilecast.commands.bench", "Measure whether this machine keeps up with a camera."),
     "config": ("tilecast.commands.config", "Show all options, their values, and where each came from."),
 }
 """Name: module, which has the command as `command`, and what `--help` says of it; in the order shown."""

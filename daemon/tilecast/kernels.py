@@ -170,6 +170,52 @@ def add_second_sum(
 
 
 @_compiled
+def blend_two(
+    old: Pixels,
+    out: Pixels,
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    row0: int,
+    row1: int,
+    col0: int,
+    col1: int,
+    drow: int,
+    dcol: int,
+    solo_weights: NDArray[np.uint8],
+    solo_row0: int,
+    solo_row1: int,
+    solo_col0: int,
+    solo_col1: int,
+    solo_drow: int,
+    solo_dcol: int,
+) -> None:
+    """As :func:`add_second_sum`, to the same pixels, where nobody will need the sums."""
+    copy_around(old, out, row0, row1, col0, col1)
+    n, left, frame_left = _index(col1 - col0), _index(col0), _index(col0 + dcol)
+    both0, both1 = max(col0, solo_col0), max(col0, solo_col0, min(col1, solo_col1))
+    n_both, both_left = _index(both1 - both0), _index(both0)
+    both_frame_left, both_solo_left = _index(both0 + dcol), _index(both0 + solo_dcol)
+    for r in range(row0, row1):
+        row, frame_row = _index(r), _index(r + drow)
+        if not solo_row0 <= r < solo_row1:
+            for i in range(n):
+                out[row, left + i] = frame[frame_row, frame_left + i]
+            continue
+        solo_row = _index(r + solo_drow)
+        # `old` may be `out`: what both cover is read before it is written, and the rest is the frame's alone.
+        for i in range(n_both):
+            k, solo_k = _u32(weights[frame_row, both_frame_left + i]), _u32(solo_weights[solo_row, both_solo_left + i])
+            total = _u32(
+                _u32(_u32(old[row, both_left + i]) * solo_k) + _u32(_u32(frame[frame_row, both_frame_left + i]) * k)
+            )
+            out[row, both_left + i] = _quotient(total, _u16(k + solo_k))
+        for i in range(_index(both0 - col0) if n_both else n):
+            out[row, left + i] = frame[frame_row, frame_left + i]
+        for i in range(_index(both1 - col0) if n_both else n, n):
+            out[row, left + i] = frame[frame_row, frame_left + i]
+
+
+@_compiled
 def add_wide_sum(
     total: NDArray[np.uint64],
     weight: NDArray[np.uint64],
@@ -370,6 +416,7 @@ def kernels_for(dtype: str, mode: str) -> tuple[tuple[str, Callable[[], None]], 
     elif mode in ("feather", "mean"):
         second = (state(_u32), state(_u16), tile, tile, frame, weights, *window, weights, *window)
         need("blend second", add_second_sum, *second)
+        need("blend two", blend_two, *second[2:])
         need("blend", add_sum, state(_u32), state(_u16), tile, tile, frame, weights, *window)
         need("blend many", add_wide_sum, state(_u64), state(_u64), tile, tile, frame, weights, *window)
     elif mode == "nearest":

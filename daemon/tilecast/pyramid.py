@@ -24,8 +24,9 @@ A tile exists if it has a covered pixel; one that loses its last (a frame moved 
 How memory stays bounded
 ------------------------
 What a tile or a loaded frame holds is counted in bytes, and when the budget is passed the least recently used is
-dropped: first tiles without a state, which are one read away, and only when few of them are left the states and loaded
-frames, which cost the decoding of whole frames to have again. Two things cannot be dropped and are the caller's to
+dropped: first tiles that have frames all around them and will hardly be touched again (`surroundings`), then others
+without a state, which are one read away, and only when few of them are left the states and loaded frames, which cost
+the decoding of whole frames to have again. Two things cannot be dropped and are the caller's to
 bound: tiles whose newest version is not committed yet (:attr:`PyramidStats.pinned_bytes`; flush and commit more often),
 and what one call works on (the frame, and the states of as many of its tiles as fit a quarter of the budget, at least
 one). Nothing that is kept, and nothing that one frame costs, grows with the number of frames or tiles of the run; only
@@ -57,8 +58,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecast import blending, kernels, reduction
-from tilecast.geometry import Placement, PlaneKey, Rect, TileKey, level_count, tile_span, tiles_in, union_of
+from tilecast import blending, kernels, reduction, surroundings
+from tilecast.geometry import Placement, PlaneKey, Rect, TileKey, level_count, tiles_in, union_of
 
 Pixels = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -233,6 +234,7 @@ class _Tile:
     solo: Placement | None = None  # the one that does, if it is one
     last: tuple[int, int] = (-1, -1)  # highest journal order among them
     exists: bool | None = False  # whether the store, or a batch on its way there, has a version; None: ask the store
+    enclosed: bool = False  # has frames all around it
     batch: int = 0  # number of the uncommitted batch that its newest version is, or will be, part of; 0 if committed
     nbytes: int = 0
     pinned: int = 0
@@ -305,8 +307,9 @@ class Pyramid:
 
         self._tiles: dict[Address, _Tile] = {}
         self._loaded: dict[tuple[int, int], _LoadedFrame] = {}
-        # What can be dropped, least recently used first: tiles without a state; tiles with one, and frames by
-        # (frame, view).
+        # What can be dropped, least recently used first: base tiles that are enclosed; other tiles without a state;
+        # those with one, and frames by (frame, view).
+        self._enclosed: OrderedDict[Address, _Tile] = OrderedDict()
         self._plain: OrderedDict[Address, _Tile] = OrderedDict()
         self._costly: OrderedDict[Address | tuple[int, int], _Tile | _LoadedFrame] = OrderedDict()
         self._held_bytes = 0
@@ -405,7 +408,9 @@ class Pyramid:
         self._note(new)
         # In the tiles that it leaves it may still lie, at its new place: a rebuild sees to both.
         left = list(tiles_in(old.rect, 0, self._size))
-        covering = cache(partial(self._placements_by_tile, old))
+        covering = cache(
+            lambda: self._by_tile(old, self._covering(old.plane, surroundings.reach(old.rect, self._size)))
+        )
         for portion in self._portions(left):
             self._hold(old.plane, portion)
             self._rebuild(old.plane, {key: covering().get(key, []) for key in portion}, new, frame)
@@ -418,8 +423,10 @@ class Pyramid:
         self._note(placement)
         plane = placement.plane
         keys = [key for key in tiles_in(placement.rect, 0, self._size) if key not in skip]
-        # Asked at most once for the whole frame, and only if a tile is not in memory.
-        covering = cache(partial(self._placements_by_tile, placement, without=placement.id))
+        # Asked at most once for the whole frame, and only if a tile is not in memory: so not while the stage is parked,
+        # and thousands of frames lie around.
+        around = cache(partial(self._around, placement))
+        covering = cache(lambda: self._by_tile(placement, around()))
         for portion in self._portions(keys):
             self._hold(plane, portion)
             rebuild = {}
@@ -428,9 +435,17 @@ class Pyramid:
                     rebuild[key] = [*covering().get(key, []), placement]
             if rebuild:
                 self._rebuild(plane, rebuild, placement, frame)
-            for key in portion:
-                if key not in rebuild:
-                    self._blend_tile(self._tiles[plane, key], placement, frame)
+            enclosed: list[bool] | None = None
+            if around.cache_info().currsize:
+                rects = [each.rect for each in around()]
+                enclosed = surroundings.enclosed(placement.rect, rects, portion, self._size).tolist()
+            for i, key in enumerate(portion):
+                if key in rebuild:
+                    continue  # it was not expected to be touched again, and may be once more
+                tile = self._tiles[plane, key]
+                if enclosed is not None:
+                    tile.enclosed = enclosed[i]
+                self._blend_tile(tile, placement, frame, is_last=tile.enclosed)
             self._release(plane, portion)
 
     def _note(self, placement: Placement) -> None:
@@ -491,8 +506,8 @@ class Pyramid:
             for tile in tiles:
                 self._blend_tile(tile, placement, frame)
 
-    def _blend_tile(self, tile: _Tile, placement: Placement, frame: Pixels) -> None:
-        """Blend a frame into a base tile that is in memory and ready for it."""
+    def _blend_tile(self, tile: _Tile, placement: Placement, frame: Pixels, *, is_last: bool = False) -> None:
+        """Blend a frame into a base tile that is in memory and ready for it; the last one, as far as can be told."""
         window = blending.window_of(placement, tile.address[1], self._size)
         if tile.pixels is None:
             self._paste_first(tile, frame, window)
@@ -506,7 +521,7 @@ class Pyramid:
                 tile.mask = None if tile.mask is None else tile.mask.copy()
                 tile.shared = False
             here = blending.Placed(placement, window)
-            tile.state = self._blender.add(tile.state, solo, old, tile.pixels, tile.mask, frame, here)
+            tile.state = self._blender.add(tile.state, solo, old, tile.pixels, tile.mask, frame, here, is_last=is_last)
             if tile.mask is not None:
                 tile.mask[window.in_tile] = True
                 if tile.mask.all():
@@ -669,17 +684,18 @@ class Pyramid:
 
     # --------------------------------------------------------------------------------------- what is in memory
 
-    def _placements_by_tile(
-        self, around: Placement, without: tuple[int, int] | None = None
-    ) -> dict[TileKey, list[Placement]]:
-        """The frames, but one, that touch each of the tiles that a placement touches; tiles without are left out."""
+    def _around(self, placement: Placement) -> list[Placement]:
+        """The other frames in reach of one."""
+        found = self._covering(placement.plane, surroundings.reach(placement.rect, self._size))
+        return [each for each in found if each.id != placement.id]
+
+    def _by_tile(self, placement: Placement, frames: list[Placement]) -> dict[TileKey, list[Placement]]:
+        """Those of the frames that touch each of the tiles that a placement touches; tiles without are left out."""
         by_tile: dict[TileKey, list[Placement]] = {}
-        span, size = tile_span(around.rect, 0, self._size), self._size
-        block = Rect(span.row0 * size, span.col0 * size, span.row1 * size, span.col1 * size)
-        for placement in self._covering(around.plane, block):
-            if placement.id != without:
-                for key in tiles_in(placement.rect.intersect(block), 0, size):
-                    by_tile.setdefault(key, []).append(placement)
+        block = surroundings.block(placement.rect, self._size)
+        for each in frames:
+            for key in tiles_in(each.rect.intersect(block), 0, self._size):
+                by_tile.setdefault(key, []).append(each)
         return by_tile
 
     def _covering(self, plane: PlaneKey, rect: Rect) -> list[Placement]:
@@ -771,22 +787,31 @@ class Pyramid:
     def _use(self, tile: _Tile) -> None:
         """Count a tile as the most recently used, if anything of it can be dropped."""
         self._drop_from_queues(tile.address)
-        if tile.state is not None:
+        if tile.state is None and tile.batch:
+            return
+        if tile.enclosed:
+            self._enclosed[tile.address] = tile
+        elif tile.state is not None:
             self._costly[tile.address] = tile
-        elif not tile.batch:
+        else:
             self._plain[tile.address] = tile
 
     def _drop_from_queues(self, address: Address) -> None:
         """Do not count a tile among those that can be dropped."""
+        self._enclosed.pop(address, None)
         self._plain.pop(address, None)
         self._costly.pop(address, None)
 
     def _shrink(self) -> None:
         """Drop what can be had again cheaply, then what has not been used for longest, until the budget holds."""
         plain_count = self._budget_bytes // _PLAIN_PART // self._pixel_bytes
-        while self._held_bytes + self._blender.nbytes > self._budget_bytes and (self._plain or self._costly):
+        while self._held_bytes + self._blender.nbytes > self._budget_bytes and (
+            self._enclosed or self._plain or self._costly
+        ):
             oldest: _Tile | _LoadedFrame
-            if len(self._plain) > plain_count or not self._costly:
+            if self._enclosed:
+                _, oldest = self._enclosed.popitem(last=False)
+            elif len(self._plain) > plain_count or not self._costly:
                 _, oldest = self._plain.popitem(last=False)
             else:
                 _, oldest = self._costly.popitem(last=False)

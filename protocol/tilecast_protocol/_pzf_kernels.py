@@ -12,25 +12,30 @@ its symbol), then for each byte of the data its path from the root (0 = A, 1 = B
 throughout. No length and no terminator. A tree that is a single leaf has no path; the encoder then writes one 0 bit
 for each byte, and the decoder reads none of them.
 
-Conventions: a *code entry* is ``code << 8 | length`` in 64 bits, the code right-aligned. Arrays that are only read
-come in read-only, so that there is one specialisation of each kernel, whoever owns the bytes. Indices are uint64,
-because numba then leaves out the code for negative ones. Kernels return a status; they never raise.
+Conventions: a *code entry* is ``code << 8 | length`` in 64 bits, the code right-aligned. A *joined entry*, of two codes
+one behind the other, is ``length << 58 | code``: entries are joined as they are, and what then stands above their code
+is cut off once. Arrays that are only read come in read-only, so that there is one specialisation of each kernel,
+whoever owns the bytes. Indices are uint64, because numba then leaves out the code for negative ones. Kernels return a
+status; they never raise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
 
 U8Array = npt.NDArray[np.uint8]
 U16Array = npt.NDArray[np.uint16]
 U32Array = npt.NDArray[np.uint32]
 U64Array = npt.NDArray[np.uint64]
 I64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 _F = TypeVar("_F", bound=Callable[..., object])
 
 u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
@@ -52,6 +57,32 @@ _TABLE_BITS = 12
 #: Up to 7 bits wait in the accumulator, and 56 more leave it less than full: a full one would have to be shifted by 64,
 #: which is undefined.
 _ROOM_BITS = 56
+#: Where the length stands in a joined entry, and what keeps the code only.
+_LENGTH_AT = 58
+_CODE_MASK = (1 << _LENGTH_AT) - 1
+#: Four words of more than 13 bits each, on average, are often too long to be joined, and seldom enough not to be. It
+#: is quicker then not to try.
+_BLOCK_WORDS = 512
+_BLOCK_MOST_BYTES = _BLOCK_WORDS * 13 // 8
+#: The entry of two codes that are not to be joined: a length that no put takes.
+NOT_JOINED = 63 << _LENGTH_AT
+
+#: Below this a record gets its own code: the tree of a shared one, with all 256 leaves, would be noticed.
+_SHARED_FROM_BYTES = 32 << 10
+#: At most so many words, evenly spread, are looked at to see whether a code fits.
+_MOST_SAMPLES = 8192
+#: A sampled byte counts so much, so that bytes that were not met, which count 1, take little room in the code. The
+#: weights of a code are then 131,328 together at most. A Huffman code of 25 bits needs F(27) = 196,418.
+_SAMPLE_WEIGHT = 8
+SHARED_LONGEST_BITS = 24
+#: How much longer than with its own code a record may become, as far as a sample can tell, and how much longer than
+#: the sample said before it is given its own after all.
+_MOST_PENALTY = 1.02
+_MOST_SURPRISE = 1.025
+#: A code that exceeds the entropy of its bytes by more does so for a reason that need not hold for other tiles.
+_MOST_REDUNDANCY = 1.02
+#: With more upper bytes than this, words are too many for a table of them to stay in a near cache.
+_MOST_ROWS = 128
 
 
 def _kernel(function: _F) -> _F:
@@ -109,6 +140,15 @@ def _put(
     bits |= code << (u64(64) - filled)
     _store64(out, at, bits)
     return at + (filled >> u64(3)), bits << (filled & u64(56)), filled & u64(7)
+
+
+@_kernel
+def _join(first: np.uint64, second: np.uint64) -> np.uint64:
+    """The joined entry of two code entries; NOT_JOINED where they are too long together."""
+    length = (first & u64(255)) + (second & u64(255))
+    if length > u64(_ROOM_BITS):
+        return u64(NOT_JOINED)
+    return (length << u64(_LENGTH_AT)) | ((first >> u64(8)) << (second & u64(63))) | (second >> u64(8))
 
 
 @_kernel
@@ -299,11 +339,15 @@ def huffman_plan(
         for word in range(low, high + 1):
             even[word] = u32(0)
             odd[word] = u32(0)
+        n_counted = n_pairs
+        if low == high:  # blank: nothing to count
+            even[low] = u32(n_pairs)
+            n_counted = u64(0)
         # Two tables, so that equal neighbours do not wait for each other's increment.
-        for k in range(n_pairs >> u64(1)):
+        for k in range(n_counted >> u64(1)):
             even[pairs[u64(2) * k]] += u32(1)
             odd[pairs[u64(2) * k + u64(1)]] += u32(1)
-        if n_pairs & u64(1):
+        if n_counted & u64(1):
             even[pairs[n_pairs - u64(1)]] += u32(1)
         for word in range(low, high + 1):
             count = np.int64(even[word]) + np.int64(odd[word])
@@ -336,9 +380,7 @@ def huffman_plan(
     for word in range(low, high + 1):
         first = codes[word & 255]
         second = codes[word >> 8]
-        # Where the two are longer than an entry, the code is cut, but its length tells `huffman_emit` not to use it.
-        length = (first + second) & u64(255)
-        joined[word] = ((((first >> u64(8)) << (second & u64(63))) | (second >> u64(8))) << u64(8)) | length
+        joined[word] = _join(first, second)
     return (n_bits + 7) >> 3, tree_bits, bool(low <= high)
 
 
@@ -349,7 +391,7 @@ def huffman_emit(
     joined: U64Array,
     codes: U64Array,
     tree: U8Array,
-    tree_bits: int,
+    tree_bits: int | np.int64,
     by_pairs: bool,
     out: U8Array,
     start: int | np.int64,
@@ -381,29 +423,41 @@ def huffman_emit(
     n = u64(data.size)
     i = u64(0)
     if by_pairs:
-        # Three words, on average 48 bits at most, are joined before they touch the accumulator, whose shifts are
-        # the chain that everything waits for.
-        n_thrice = (u64(pairs.size) // u64(3)) * u64(3)
+        # Four words are joined before they touch the accumulator, whose shifts are the chain that everything waits
+        # for; two, where four are too long.
+        n_fours = u64(pairs.size) & ~u64(3)
+        most = u64(_ROOM_BITS)
         k = u64(0)
-        while k < n_thrice:
-            e0 = joined[pairs[k]]
-            e1 = joined[pairs[k + u64(1)]]
-            e2 = joined[pairs[k + u64(2)]]
-            l1 = e1 & u64(255)
-            l2 = e2 & u64(255)
-            length = (e0 & u64(255)) + l1 + l2
-            if length <= u64(_ROOM_BITS):
-                code = (((e0 >> u64(8)) << l1 | (e1 >> u64(8))) << l2) | (e2 >> u64(8))
-                at, bits, filled = _put(out, at, bits, filled, code, length)
-            else:
-                for j in range(u64(2) * k, u64(2) * k + u64(6)):
-                    entry = codes[data[j]]
-                    at, bits, filled = _put(out, at, bits, filled, entry >> u64(8), entry & u64(255))
-            k += u64(3)
-        i = n_thrice * u64(2)
+        while k < n_fours:
+            block_at = at
+            block_end = min(k + u64(_BLOCK_WORDS), n_fours)
+            while k < block_end:
+                e0 = joined[pairs[k]]
+                e1 = joined[pairs[k + u64(1)]]
+                e2 = joined[pairs[k + u64(2)]]
+                e3 = joined[pairs[k + u64(3)]]
+                l1 = e1 >> u64(_LENGTH_AT)
+                l3 = e3 >> u64(_LENGTH_AT)
+                l01 = (e0 >> u64(_LENGTH_AT)) + l1
+                l23 = (e2 >> u64(_LENGTH_AT)) + l3
+                c01 = (e0 << l1) | e1
+                c23 = (e2 << l3) | e3
+                if l01 + l23 <= most:
+                    code = ((c01 << l23) | c23) & u64(_CODE_MASK)
+                    at, bits, filled = _put(out, at, bits, filled, code, l01 + l23)
+                elif l01 <= u64(_ROOM_BITS) and l23 <= u64(_ROOM_BITS):
+                    at, bits, filled = _put(out, at, bits, filled, c01 & u64(_CODE_MASK), l01)
+                    at, bits, filled = _put(out, at, bits, filled, c23 & u64(_CODE_MASK), l23)
+                else:
+                    for j in range(u64(2) * k, u64(2) * k + u64(8)):
+                        entry = codes[data[j]]
+                        at, bits, filled = _put(out, at, bits, filled, entry >> u64(8), entry & u64(255))
+                k += u64(4)
+            most = u64(_ROOM_BITS) if at - block_at <= u64(_BLOCK_MOST_BYTES) else u64(0)
+        i = n_fours * u64(2)
     else:
-        n_fours = n & ~u64(3)
-        while i < n_fours:
+        n_whole = n & ~u64(3)
+        while i < n_whole:
             e0 = codes[data[i]]
             e1 = codes[data[i + u64(1)]]
             e2 = codes[data[i + u64(2)]]
@@ -431,9 +485,180 @@ def huffman_emit(
 
 
 @_kernel
+def _sample(pairs: U16Array, lower: I64Array, upper: I64Array) -> tuple[np.int64, np.int64]:
+    """Count the lower and the upper bytes of some words, spread evenly; say how many words, and in which steps."""
+    n_pairs = u64(pairs.size)
+    step = u64(1)  # and then odd, so that it meets every column of a tile
+    while n_pairs // step >= u64(_MOST_SAMPLES):
+        step = u64(2) * step + u64(1)
+    n_sampled = (n_pairs + step - u64(1)) // step
+    # Four tables of each, so that equal neighbours do not wait for each other's increment.
+    lowers = np.zeros((4, 256), np.uint32)
+    uppers = np.zeros((4, 256), np.uint32)
+    k = u64(0)
+    for _ in range(n_sampled >> u64(2)):
+        for lane in range(4):
+            word = pairs[k]
+            lowers[lane, word & u16(255)] += u32(1)
+            uppers[lane, word >> u16(8)] += u32(1)
+            k += step
+    while k < n_pairs:
+        lowers[0, pairs[k] & u16(255)] += u32(1)
+        uppers[0, pairs[k] >> u16(8)] += u32(1)
+        k += step
+    for value in range(256):
+        lower[value] = lowers[0, value] + lowers[1, value] + lowers[2, value] + lowers[3, value]
+        upper[value] = uppers[0, value] + uppers[1, value] + uppers[2, value] + uppers[3, value]
+    return np.int64(n_sampled), np.int64(step)
+
+
+@_kernel
+def _least_bits(lower: I64Array, upper: I64Array, n_bytes: int | np.int64) -> float:
+    """The fewest bits that a Huffman code of its own would take for a sample of so many bytes, its tree aside.
+
+    That is their entropy; but a byte that is half of them or more has a code of one bit, and the others share the rest.
+    """
+    most = np.int64(0)
+    logs = 0.0
+    for value in range(256):
+        count = lower[value] + upper[value]
+        if count > 0:
+            logs += count * math.log2(count)
+            most = max(most, count)
+    if 2 * most < n_bytes:
+        return n_bytes * math.log2(n_bytes) - logs
+    rest = n_bytes - most
+    return n_bytes + (rest * math.log2(rest) - (logs - most * math.log2(most)) if rest > 0 else 0.0)
+
+
+@_kernel
+def _cost_bits(lower: I64Array, upper: I64Array, codes: U64Array) -> np.int64:
+    """The bits that a sample takes with a code."""
+    n_bits = np.int64(0)
+    for value in range(256):
+        n_bits += (lower[value] + upper[value]) * np.int64(codes[value] & u64(255))
+    return n_bits
+
+
+@_kernel
+def _join_rows(upper: I64Array, codes: U64Array, joined: U64Array, joined_rows: BoolArray) -> bool:
+    """Join the codes of all words whose upper byte was met; say whether those are few enough to be worth it."""
+    n_rows = 0
+    for row in range(256):
+        n_rows += upper[row] > 0
+    by_pairs = n_rows <= _MOST_ROWS
+    for row in range(256):
+        wanted = by_pairs and upper[row] > 0
+        if wanted:
+            second = codes[row]
+            for value in range(256):
+                joined[row << 8 | value] = _join(codes[value], second)
+        elif joined_rows[row]:
+            for value in range(256):
+                joined[row << 8 | value] = u64(NOT_JOINED)
+        joined_rows[row] = wanted
+    return by_pairs
+
+
+@_kernel
+def shared_plan(
+    pairs: U16Array,
+    tree_bits: np.int64,
+    redundancy: float,
+    by_pairs: bool,
+    joined: U64Array,
+    joined_rows: BoolArray,
+    codes: U64Array,
+    tree: U8Array,
+) -> tuple[bool, float, np.int64, float, bool]:
+    """Find a code for a record without counting all of its bytes: the one at hand, or a new one made from a sample.
+
+    Such a code has a leaf for every byte, so whatever was not in the sample can be written too; it has at most
+    SHARED_LONGEST_BITS. It is used where a sample says that the record becomes at most _MOST_PENALTY times as long as
+    with its own code.
+
+    Parameters
+    ----------
+    pairs : uint16, (n,), read-only
+        The words to encode.
+    tree_bits, redundancy, by_pairs
+        Of the code at hand, as returned when it was made; `tree_bits` is 0 if there is none.
+    joined : uint64, (65536,)
+        The joined entries of the code at hand; NOT_JOINED outside of its rows.
+    joined_rows : bool, (256,)
+        Which upper bytes have their words in `joined`.
+    codes : uint64, (256,)
+        The entries of the code at hand.
+    tree : uint8, (TREE_BYTES,)
+        Its tree.
+
+    Returns
+    -------
+    fits : bool
+        Whether the code at hand, now, is one for this record.
+    n_bits : float
+        How long the sample says that the record will be with it.
+    tree_bits, redundancy, by_pairs
+        Of the code at hand, now; `redundancy` is its length over the entropy, for the bytes it was made for.
+    """
+    lower = np.empty(256, np.int64)
+    upper = np.empty(256, np.int64)
+    n_sampled, step = _sample(pairs, lower, upper)
+    least = _least_bits(lower, upper, 2 * n_sampled)
+    n_leaves = 0
+    for value in range(256):
+        n_leaves += lower[value] + upper[value] > 0
+    own_tree_bits = 10 * n_leaves - 1
+    if tree_bits > 0:
+        n_bits = float(_cost_bits(lower, upper, codes) * step + tree_bits)
+        if n_bits <= _MOST_PENALTY * (least * redundancy * step + own_tree_bits):
+            return True, n_bits, tree_bits, redundancy, by_pairs
+
+    counts = lower + upper
+    new_codes = np.empty(256, np.uint64)
+    new_tree = np.empty(TREE_BYTES, np.uint8)
+    _code_table(counts, new_codes, new_tree)
+    own = _cost_bits(lower, upper, new_codes)
+    for value in range(256):
+        counts[value] = counts[value] * _SAMPLE_WEIGHT + 1
+    new_tree_bits = np.int64(_code_table(counts, new_codes, new_tree))
+    n_bits = float(_cost_bits(lower, upper, new_codes) * step + new_tree_bits)
+    if own > _MOST_REDUNDANCY * least or n_bits > _MOST_PENALTY * (own * step + own_tree_bits):
+        return False, 0.0, tree_bits, redundancy, by_pairs
+    codes[:] = new_codes
+    tree[:] = new_tree
+    return True, n_bits, new_tree_bits, own / least, _join_rows(upper, codes, joined, joined_rows)
+
+
+def _intrinsic(function: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    """What numba puts into a kernel as instructions: called there without its first argument."""
+    return cast("Callable[[Any], Any]", intrinsic(function))
+
+
+@_intrinsic
+def _pointer(_typing: Any, address: Any) -> Any:
+    """A number as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(address), generate
+
+
+@_intrinsic
+def _read_only(_typing: Any, array: Any) -> Any:
+    """The same array, of the type that numba gives arrays that are only read."""
+
+    def generate(_context: Any, _builder: Any, _signature: Any, arguments: Any) -> Any:
+        return arguments[0]
+
+    return array.copy(readonly=True)(array), generate
+
+
+@_kernel
 def encode_records(
-    images: U8Array,
-    image_pairs: U16Array,
+    addresses: I64Array,
+    nbytes: int,
     header: U8Array,
     compression_at: int,
     compression_huffman: int,
@@ -443,44 +668,77 @@ def encode_records(
     joined: U64Array,
     codes: U64Array,
     tree: U8Array,
+    shared_joined: U64Array,
 ) -> None:
     """Write one record per image, one behind the other: header, then Huffman stream, or the bytes where it is longer.
 
+    Images of _SHARED_FROM_BYTES or more are written with a code that was made for an earlier one, or from a sample, if
+    that costs little (`shared_plan`), and smaller ones, and those that need it, with their own.
+
     Parameters
     ----------
-    images : uint8, (n, nbytes), read-only
-        The bytes of each image.
-    image_pairs : uint16, (n, nbytes // 2), read-only
-        The same as words; (n, 0) if nbytes is odd.
+    addresses : int64, (n,), read-only
+        Where in memory each image begins. The caller holds the images.
+    nbytes : int
+        Bytes of each image, 1 <= nbytes < 2**32.
     header : uint8, (h,), read-only
         The header of an uncompressed record.
     compression_at, compression_huffman : int
         Which byte of the header to change, and to what, where Huffman is used.
     out : uint8, at least n * (h + nbytes) + SLACK_BYTES
-        Receives the records.
+        Receives the records. A shared code is used only where there is room for the longest stream it could give:
+        (SHARED_LONGEST_BITS * nbytes) // 8 + TREE_BYTES + SLACK_BYTES.
     ends : int64, (n,)
         Receives where each record ends.
     pair_counts, joined, codes, tree
         Scratch, as for `huffman_plan`.
+    shared_joined : uint64, (65536,)
+        Scratch; NOT_JOINED throughout, before and after.
     """
+    joined_rows = np.zeros(256, np.bool_)
+    shared_codes = np.empty(256, np.uint64)
+    shared_tree = np.empty(TREE_BYTES, np.uint8)
+    shared_tree_bits = np.int64(0)
+    redundancy = 1.0
+    shared_by_pairs = bool(shared_tree_bits > 0)
+    room = SHARED_LONGEST_BITS * nbytes // 8 + TREE_BYTES + SLACK_BYTES
     at = np.int64(0)
-    for k in range(images.shape[0]):
-        data = images[k]
-        pairs = image_pairs[k]
+    for k in range(addresses.size):
+        address = addresses[k]
+        data = _read_only(carray(_pointer(address), (nbytes,), np.uint8))
+        n_pairs = nbytes // 2 if (address | nbytes) & 1 == 0 else 0
+        pairs = _read_only(carray(_pointer(address), (n_pairs,), np.uint16))
         body = at + header.size
         for i in range(header.size):
             out[at + i] = header[i]
-        n_bytes = data.size
-        if data.size > 0:
+        end = body + nbytes
+        if nbytes >= _SHARED_FROM_BYTES and n_pairs > 0 and body + room <= out.size:
+            fits, n_bits, shared_tree_bits, redundancy, shared_by_pairs = shared_plan(
+                pairs, shared_tree_bits, redundancy, shared_by_pairs, shared_joined, joined_rows,
+                shared_codes, shared_tree,
+            )  # fmt: skip
+            if fits and n_bits < 8 * nbytes:
+                end = huffman_emit(
+                    data, pairs, shared_joined, shared_codes, shared_tree, shared_tree_bits, shared_by_pairs, out, body
+                )
+                if 8 * (end - body) > _MOST_SURPRISE * n_bits:
+                    end = body + nbytes
+        if end - body >= nbytes:
             n_bytes, tree_bits, by_pairs = huffman_plan(data, pairs, pair_counts, joined, codes, tree)
-        if n_bytes < data.size:
+            end = body + nbytes
+            if n_bytes < nbytes:
+                end = huffman_emit(data, pairs, joined, codes, tree, tree_bits, by_pairs, out, body)
+        if end - body < nbytes:
             out[at + compression_at] = u8(compression_huffman)
-            at = huffman_emit(data, pairs, joined, codes, tree, tree_bits, by_pairs, out, body)
         else:
-            for i in range(data.size):
+            for i in range(nbytes):
                 out[body + i] = data[i]
-            at = body + data.size
+        at = end
         ends[k] = at
+    for row in range(256):
+        if joined_rows[row]:
+            for value in range(256):
+                shared_joined[row << 8 | value] = u64(NOT_JOINED)
 
 
 @_kernel

@@ -3,7 +3,8 @@
 Why it exists: frames travel, are journalled and are stored as PZF. The C library behind PYME's reader checks nothing,
 so bytes from a socket must not reach it; this module is the only one that ever sees them. It refuses what is not a
 record, before anything is allocated, and decodes the rest without touching memory that is not its own. Its lossless
-output is byte for byte what the C library writes, where that is right.
+output is byte for byte what the C library writes, where that is right; but for `encode_images`, which may give many
+images one code, for speed.
 
 What it does not know: messages, checksums (a PZF payload carries none; check one around it), files, runs. The bit
 stream itself is in `_pzf_kernels`, which is compiled, and loaded with numba at the first use of the codec.
@@ -67,7 +68,7 @@ import math
 import mmap
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -373,11 +374,12 @@ def _kernels() -> ModuleType:
 
 
 class _Scratch(threading.local):
-    """What one thread's encoder writes into, again and again: about 1 MiB, and the records of a batch."""
+    """What one thread's encoder writes into, again and again: about 1.5 MiB, and the records of a batch."""
 
     def __init__(self) -> None:
         self.pair_counts = np.empty((2, 1 << 16), np.uint32)
         self.joined = np.empty(1 << 16, np.uint64)
+        self.shared_joined = np.full(1 << 16, _kernels().NOT_JOINED, np.uint64)
         self.codes = np.empty(256, np.uint64)
         self.tree = np.empty(_kernels().TREE_BYTES, np.uint8)
         self.records = np.empty(0, np.uint8)
@@ -667,17 +669,26 @@ def encode_image(
 
 
 def encode_images(
-    stack: npt.NDArray[Any], *, frame_num: int = 0, timestamp: int = 0, sequence_id: int = 0
+    images: npt.NDArray[Any] | Sequence[npt.NDArray[Any]],
+    *,
+    frame_num: int = 0,
+    timestamp: int = 0,
+    sequence_id: int = 0,
 ) -> list[bytes]:
-    """Write a stack of images of one shape, each as its own record, as `encode_image` would.
+    """Write images of one shape and type, each as its own record: Huffman, or raw where that is not shorter.
 
     For many small images, such as tiles: one call into the kernels for all, so the GIL is let go of and taken back
-    once, not once per image. To use two cores, give half of the stack to each of two threads.
+    once, not once per image. To use two cores, give half of the images to each of two threads.
+
+    Images of 32 KiB or more need not get their own Huffman code, as `encode_image` makes it and the C library does:
+    one that was made for an earlier image of the call, or from a sample of the image, is used where it makes the
+    record no more than about 2 % longer, which takes about half the time. Any reader reads it. The records depend on
+    the images of the call and on their order, on nothing else.
 
     Parameters
     ----------
-    stack : ndarray of uint8, uint16 or float32, (n, rows, columns)
-        Copied only if it is not C-contiguous.
+    images : ndarray of uint8, uint16 or float32, (n, rows, columns), or a sequence of n such, (rows, columns)
+        Copied only where they are not C-contiguous. Not to be changed meanwhile.
     frame_num, timestamp, sequence_id : int
         Kept in the header of every record.
 
@@ -689,42 +700,66 @@ def encode_images(
     Raises
     ------
     PZFError
-        If the array or a number does not fit into a record.
+        If the images differ in shape or type, or if they or a number do not fit into a record.
     """
-    if stack.ndim != 3:
-        raise PZFError(f"a stack of images has 3 dimensions, (n, rows, columns); the array has {stack.ndim}")
-    pixels = np.ascontiguousarray(_supported(stack))
-    n, rows, columns = pixels.shape
+    stack = _as_stack(images)
+    if not len(stack):
+        return []
+    rows, columns = stack[0].shape
     header = _pack_header(
-        pixels.dtype, (rows, columns, 1), sequence_id=sequence_id, frame_num=frame_num, timestamp=timestamp,
+        stack[0].dtype, (rows, columns, 1), sequence_id=sequence_id, frame_num=frame_num, timestamp=timestamp,
         compression=DATA_COMP_RAW,
     )  # fmt: skip
-    nbytes = rows * columns * pixels.itemsize
-    if not n or not nbytes:
-        return [header] * n
+    nbytes = stack[0].nbytes
+    if not nbytes:
+        return [header] * len(stack)
     if nbytes > _MAX_ENCODED_BYTES:
         raise PZFError(f"an image of {nbytes} bytes is too large for one record; {_MAX_ENCODED_BYTES} are allowed")
     kernels = _kernels()
     scratch = _scratch()
-    images = _read_only(pixels.reshape(-1).view(np.uint8).reshape(n, nbytes))
-    words = images.view("<u2") if nbytes % 2 == 0 else np.empty((n, 0), np.uint16)
-    words = _read_only(words if words.flags.aligned else np.empty((n, 0), np.uint16))
+    addresses = _addresses(stack)
     header_bytes = _read_only(np.frombuffer(header, np.uint8))
-    ends = np.empty(n, np.int64)
+    # Room for the longest stream that a shared code could give for the last image; what is not written costs nothing.
+    spare = (kernels.SHARED_LONGEST_BITS - 8) * nbytes // 8 + kernels.TREE_BYTES + kernels.SLACK_BYTES
+    most = max(1, (_MAX_SCRATCH_BYTES - spare) // (len(header) + nbytes))
+    ends = np.empty(most, np.int64)
     records: list[bytes] = []
-    most = max(1, _MAX_SCRATCH_BYTES // (len(header) + nbytes + kernels.SLACK_BYTES))
-    for first in range(0, n, most):
-        last = min(first + most, n)
-        out = scratch.room((last - first) * (len(header) + nbytes) + kernels.SLACK_BYTES)
+    for first in range(0, len(stack), most):
+        part = addresses[first : first + most]
+        out = scratch.room(part.size * (len(header) + nbytes) + spare)
         kernels.encode_records(
-            images[first:last], words[first:last], header_bytes, _COMPRESSION_AT, DATA_COMP_HUFFCODE, out, ends,
-            scratch.pair_counts, scratch.joined, scratch.codes, scratch.tree,
+            part, nbytes, header_bytes, _COMPRESSION_AT, DATA_COMP_HUFFCODE, out, ends,
+            scratch.pair_counts, scratch.joined, scratch.codes, scratch.tree, scratch.shared_joined,
         )  # fmt: skip
         begin = 0
-        for end in ends[: last - first].tolist():
+        for end in ends[: part.size].tolist():
             records.append(out[begin:end].tobytes())
             begin = end
     return records
+
+
+def _as_stack(images: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any] | list[npt.NDArray[Any]]:
+    """Images of one shape and of a type that PZF has, each C-contiguous: as one array, or as a list of them."""
+    if isinstance(images, np.ndarray):
+        if images.ndim != 3:
+            raise PZFError(f"a stack of images has 3 dimensions, (n, rows, columns); the array has {images.ndim}")
+        return np.ascontiguousarray(_supported(images))
+    for image in images:
+        if image.ndim != 2:
+            raise PZFError(f"an image has 2 dimensions, (rows, columns); the array has {image.ndim}")
+        if image.shape != images[0].shape or image.dtype != images[0].dtype:
+            raise PZFError(
+                f"images that are encoded together have one shape and type; the first is {images[0].shape} of "
+                f"{images[0].dtype.str}, another {image.shape} of {image.dtype.str}"
+            )
+    return [np.ascontiguousarray(_supported(image)) for image in images]
+
+
+def _addresses(stack: npt.NDArray[Any] | list[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """Where in memory each image begins, read-only."""
+    if isinstance(stack, np.ndarray):
+        return _read_only(stack.ctypes.data + np.arange(len(stack)) * stack.strides[0])
+    return _read_only(np.array([image.ctypes.data for image in stack], np.int64))
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding

@@ -153,6 +153,11 @@ def round_trips(n: int, seed: int) -> None:
             assert np.array_equal(decoded[:, :, 0], pixels)
         for record in (pzf.encode_image(pixels), *pzf.encode_images(np.stack([pixels] * 2))):
             assert pzf.decode_image(record).tobytes() == expected.tobytes()
+    # Images that share codes: of a kind, of another, and one whose sample says nothing of the rest.
+    large = [rng.poisson(mean, (128, 128)).astype("u2") for mean in (20, 20, 20_000, 20_000)]
+    large += [np.where(np.arange(1 << 14) % 3 == 0, 7, rng.integers(0, 1 << 16, 1 << 14)).astype("u2").reshape(128, -1)]
+    for image, record in zip(large, pzf.encode_images(large), strict=True):
+        assert np.array_equal(pzf.decode_image(record), image)
     # Long codes, one behind the other: every way out of the fast loops.
     counts = [1, 1]
     while len(counts) < 30:

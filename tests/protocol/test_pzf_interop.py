@@ -62,6 +62,15 @@ def test_the_batch_writes_what_the_c_library_writes() -> None:
     ]
 
 
+def test_the_c_library_reads_what_is_written_with_a_shared_code() -> None:
+    rng = np.random.default_rng(2)
+    stack = np.concatenate([rng.poisson(mean, (3, 192, 192)) for mean in (200, 2000)]).astype("u2")
+    for image, record in zip(stack, pzf.encode_images(stack), strict=True):
+        stream = np.frombuffer(record, np.uint8)[64:].copy()
+        assert stream.tobytes() != pymecompress.HuffmanCompress(image).tobytes()
+        assert pymecompress.HuffmanDecompress(stream, image.nbytes).tobytes() == image.tobytes()
+
+
 @pytest.mark.parametrize("n_symbols", [26, 27, 30, 33])
 def test_the_c_library_reads_our_codes_of_more_than_25_bits(n_symbols: int) -> None:
     pixels = long_codes(n_symbols)

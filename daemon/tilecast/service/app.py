@@ -45,6 +45,7 @@ from tilecast.queues import ByteQueue
 from tilecast.service.blender import Blender, BlendItem, Placed, Rebuild, Unload
 from tilecast.service.committer import Committer, Marked, Opened, StoreItem
 from tilecast.service.config import Config, options
+from tilecast.service.cpu import StageCpu
 from tilecast.service.keeper import Keeper
 from tilecast.service.logging import summarise_floods
 from tilecast.service.rates import Rates
@@ -97,6 +98,7 @@ class Daemon:
         self._failure: tuple[str, BaseException] | None = None
         self._started_at = time.time()
         self._process = psutil.Process()
+        self._stage_cpu = StageCpu()
         self._rates = Rates()
         self._rebuilds: set[str] = set()
         self._rebuilds_lock = threading.Lock()
@@ -311,6 +313,7 @@ class Daemon:
             "uptime_s": time.time() - self._started_at,
             "rss_bytes": self._process.memory_info().rss,
             "cpu_s": sum(self._process.cpu_times()[:2]),
+            "cpu_s_by_stage": self._stage_cpu.seconds(),
             "queues": {
                 queue.name: {slot: getattr(stats, slot) for slot in stats.__slots__}
                 for queue in (self._blend_queue, self._store_queue)

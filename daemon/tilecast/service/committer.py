@@ -22,12 +22,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import structlog
 
 from tilecast import geometry
 from tilecast.errors import StoreError
-from tilecast.geometry import Canvas, PlaneKey, Rect, TileKey
+from tilecast.geometry import Canvas, Rect
 from tilecast.hookspecs import Committed
 from tilecast.ingest.syncer import Syncer
 from tilecast.pyramid import Batch
@@ -53,7 +52,6 @@ T = TypeVar("T")
 #: Above this many changed tiles a notification only says that there are many (PROTOCOL, 3).
 MAX_ANNOUNCED_TILES = 4000
 _RETRY_S = 1.0
-_ENCODED_AT_ONCE = 32  # tiles; their copy stays in the processor's cache
 _DURABLE_POLL_S = 0.5
 
 
@@ -484,17 +482,10 @@ def extent_of(start: Start) -> Rect | None:
 
 def encode_rows(batch: Batch) -> list[TileRow]:
     """The tiles of a batch as the store keeps them: PZF, and packed coverage."""
-    keys: list[tuple[PlaneKey, TileKey]] = list(batch.tiles)
-    records = [
-        record
-        for first in range(0, len(keys), _ENCODED_AT_ONCE)
-        for record in pzf.encode_images(
-            np.stack([batch.tiles[key].pixels for key in keys[first : first + _ENCODED_AT_ONCE]])
-        )
-    ]
+    records = pzf.encode_images([tile.pixels for tile in batch.tiles.values()])
     return [
-        TileRow(plane, key, record, coverage_pack(batch.tiles[plane, key].coverage))
-        for (plane, key), record in zip(keys, records, strict=True)
+        TileRow(plane, key, record, coverage_pack(tile.coverage))
+        for ((plane, key), tile), record in zip(batch.tiles.items(), records, strict=True)
     ]
 
 

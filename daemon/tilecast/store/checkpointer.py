@@ -33,7 +33,10 @@ from typing import Any
 import psutil
 
 #: How long the log may become before commits are made to wait, bytes.
-WAL_LIMIT_BYTES = 256 * 2**20
+WAL_LIMIT_BYTES = 64 * 2**20
+
+#: A writer that pauses for so long gets its log cut to nothing, seconds.
+IDLE_S = 0.5
 
 _PASSES_PER_LIMIT = 8  # a pass each time the log has grown by this fraction of its limit
 _LONG = 0.25  # fraction of the limit from which on the log is long
@@ -79,6 +82,8 @@ class Checkpointer:
         Makes its connection, in its own thread.
     page_nbytes : int
         Page size of the database.
+    write_back : callable
+        Called after each pass, to have what it wrote carried to the disk; may raise OSError.
     limit_bytes : int
         The length of the log from which on commits wait for it.
     idle_s : float
@@ -92,18 +97,20 @@ class Checkpointer:
         connect: Callable[[], sqlite3.Connection],
         *,
         page_nbytes: int,
+        write_back: Callable[[], None] = lambda: None,
         limit_bytes: int = WAL_LIMIT_BYTES,
-        idle_s: float = 0.5,
+        idle_s: float = IDLE_S,
         name: str = "checkpointer",
     ) -> None:
         self._connect = connect
         self._page_nbytes = page_nbytes
+        self._write_back = write_back
         self._limit_bytes = limit_bytes
         self._idle_s = idle_s
         self._turn = Turnstile()
         self._changed = threading.Condition()
         self._pending_bytes = 0  # committed since the last pass began, about
-        self._unfinished = False  # a pass has been made, and no reset yet: there is something to do at the next pause
+        self._unfinished = False  # the log has not been cut since: there is something to do at the next pause
         self._n_commits = 0
         self._n_asked = 0  # calls of `settle`, and how many of them have been served
         self._n_served = 0
@@ -173,7 +180,7 @@ class Checkpointer:
                     connection = connection or self._connect()
                     settled = self._checkpoint(connection, thorough=thorough, asked=asked > 0)
                     self._note(error="")
-                except sqlite3.Error as error:
+                except (sqlite3.Error, OSError) as error:
                     self._note(error=f"{type(error).__name__}: {error}")
                 with self._changed:
                     if asked:
@@ -210,6 +217,7 @@ class Checkpointer:
                 self._pending_bytes, self._unfinished = 0, True
             with _idle_priority():
                 log_nbytes = _checkpoint(connection, "PASSIVE", _PATIENCE_MS)[1] * self._page_nbytes
+                self._write_back()
             with self._changed:
                 self._note(n_passes=self._stats.n_passes + 1, log_nbytes=log_nbytes)
                 if not self._is_long() and not thorough:
@@ -226,7 +234,8 @@ class Checkpointer:
             if blocked:
                 self._note(blocked=True, n_blocked=stats.n_blocked + 1)
             else:
-                self._pending_bytes, self._unfinished = 0, False
+                # After a mere restart the log has still its length; it is cut at the next pause.
+                self._pending_bytes, self._unfinished = 0, not thorough
                 self._note(blocked=False, n_resets=stats.n_resets + 1, log_nbytes=0)
         return not blocked
 

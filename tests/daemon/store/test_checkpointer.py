@@ -149,7 +149,7 @@ def test_commits_wait_for_a_full_log_but_not_for_a_reader(store: SqliteStore, mo
     reader = sqlite3.connect(store.path, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM run").fetchone()
-    for number in range(20):
+    for number in range(40):
         store.commit(a_commit(number))
     assert store.size().wal_nbytes > 2 * LIMIT, "a reader holds everything up but the commits"
     assert store.checkpointer.stats().blocked
