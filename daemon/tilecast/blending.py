@@ -25,6 +25,7 @@ It does not know where tiles are kept, what else they hold, or that there are le
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -128,6 +129,16 @@ def paste(tile: Pixels, frame: Pixels, window: Window) -> None:
         tile[window.in_tile] = source
 
 
+def _begin(job: Job, frame: Pixels) -> None:
+    """The pixels and the mask of a tile of which a frame is the first: that frame's, unchanged."""
+    is_float = frame.dtype.kind == "f"
+    job.out[...] = np.nan if is_float else 0
+    paste(job.out, frame, job.window)
+    if job.mask is not None:
+        job.mask[...] = False
+        job.mask[job.window.in_tile] = True
+
+
 @dataclass(slots=True)
 class SumState:
     """Σ w·v and Σ w of each pixel of a tile, and how many frames have been added; (T, T) arrays."""
@@ -156,6 +167,38 @@ class NearestState:
 
 
 State = SumState | NearestState
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A tile into which a frame is to be blended; afterwards, what became of it.
+
+    Attributes
+    ----------
+    window : Window
+        Where the frame meets it.
+    old : (T, T) array or None
+        Pixels before; None if nothing covers the tile yet.
+    out : (T, T) array
+        Pixels after; may be `old`, and need not be initialized.
+    mask : (T, T) bool array or None
+        Covered pixels before, which becomes those after; None if all are. Not kept for float images. Need not be
+        initialized where `old` is None.
+    state : State or None
+        What belongs to the pixels.
+    solo : Placed or None
+        The frame before, if it is only one.
+    is_last : bool
+        Whether no other frame is expected, so that the state need not be made.
+    """
+
+    window: Window
+    old: Pixels | None
+    out: Pixels
+    mask: Mask | None
+    state: State | None
+    solo: Placed | None
+    is_last: bool
 
 
 class Blender(ABC):
@@ -187,6 +230,29 @@ class Blender(ABC):
 
     def check(self, placement: Placement) -> None:  # noqa: B027 (most modes take any placement)
         """Raise ValueError if this mode cannot blend such a placement."""
+
+    def blend(self, jobs: Sequence[Job], frame: Pixels, placement: Placement) -> None:
+        """Blend a frame into tiles.
+
+        Parameters
+        ----------
+        jobs : sequence of Job
+            The tiles.
+        frame : (h, w) array, read-only
+            Pixels of the frame.
+        placement : Placement
+            Where it lies.
+        """
+        for job in jobs:
+            if job.old is None:
+                _begin(job, frame)
+            else:
+                here = Placed(placement, job.window)
+                job.state = self.add(job.state, job.solo, job.old, job.out, job.mask, frame, here, is_last=job.is_last)
+                if job.mask is not None:
+                    job.mask[job.window.in_tile] = True
+            if job.mask is not None and job.mask.all():
+                job.mask = None
 
     @abstractmethod
     def add(
@@ -258,6 +324,52 @@ class _IntegerSum(_Sum):
     """Sums of integer frames: exact, so that neither order nor promotion to wider integers is seen in the result."""
 
     state_bytes = 6
+
+    def blend(self, jobs: Sequence[Job], frame: Pixels, placement: Placement) -> None:
+        together, one_by_one, kinds = list[Job](), list[Job](), list[int]()
+        shape = placement.height, placement.width
+        for job in jobs:
+            state, solo = job.state, job.solo
+            if job.old is None:
+                kinds.append(kernels.ALONE)
+            elif solo is not None and (solo.placement.height, solo.placement.width) == shape:
+                kinds.append(kernels.SECOND_AND_LAST if job.is_last else kernels.SECOND)
+                if not job.is_last:
+                    job.state = SumState(np.empty(job.out.shape, np.uint32), np.empty(job.out.shape, np.uint16), 2)
+            elif isinstance(state, SumState) and state.visits < kernels.MAX_NARROW_VISITS:
+                kinds.append(kernels.FURTHER)
+                state.visits += 1
+            else:
+                one_by_one.append(job)
+                continue
+            together.append(job)
+        super().blend(one_by_one, frame, placement)
+        if together:
+            self._blend_together(together, kinds, frame, self.weights(placement))
+
+    @staticmethod
+    def _blend_together(jobs: list[Job], kinds: list[int], frame: Pixels, weights: NDArray[np.uint8]) -> None:
+        """Those tiles that one call of a kernel can do."""
+        addresses, windows = list[int](), list[int]()
+        for job in jobs:
+            state, solo = job.state, job.solo
+            sums = (state.total, state.weight) if isinstance(state, SumState) else (None, None)
+            addresses += (kernels.address(array) for array in (*sums, job.old, job.out, job.mask))
+            windows += job.window
+            windows += job.window if solo is None else solo.window
+        is_full = np.zeros(len(jobs), np.bool_)
+        kernels.blend_tiles(
+            np.array(kinds, np.int64),
+            np.array(addresses, np.int64).reshape(-1, 5),
+            np.array(windows, np.int64).reshape(-1, 12),
+            frame,
+            weights,
+            len(jobs[0].out),
+            is_full,
+        )
+        for job, full in zip(jobs, is_full.tolist(), strict=True):
+            if full:
+                job.mask = None
 
     def add(
         self,

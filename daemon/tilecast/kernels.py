@@ -26,8 +26,10 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numba import njit
+from numba import carray, njit  # type: ignore[attr-defined]
 from numpy.typing import NDArray
+
+from tilecast_protocol._addresses import pointer
 
 Pixels = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -59,6 +61,14 @@ def read_only(frame: Pixels) -> Pixels:
     return view
 
 
+def address(array: NDArray[Any] | None) -> int:
+    """Where an array's elements are, for kernels that work on many arrays in one call; 0 for None.
+
+    The caller keeps the array alive and C-contiguous.
+    """
+    return 0 if array is None else int(array.__array_interface__["data"][0])
+
+
 @_compiled
 def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1: int) -> None:
     """Copy a tile except for a window, which the caller is about to write."""
@@ -69,6 +79,16 @@ def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1:
             out[row, col] = old[row, col]
         for col in range(col1 if inside else size, size):
             out[row, col] = old[row, col]
+
+
+@_compiled
+def copy_part(old: Pixels, out: Pixels, row0: int, col0: int, size: int) -> None:
+    """Copy a square part of a tile."""
+    left, n = _index(col0), _index(size)
+    for r in range(row0, row0 + size):
+        row = _index(r)
+        for i in range(n):
+            out[row, left + i] = old[row, left + i]
 
 
 @_compiled
@@ -213,6 +233,88 @@ def blend_two(
             out[row, left + i] = frame[frame_row, frame_left + i]
         for i in range(_index(both1 - col0) if n_both else n, n):
             out[row, left + i] = frame[frame_row, frame_left + i]
+
+
+#: What is to be done with a tile (`blend_tiles`): it is the frame's alone; it gets its second frame, and no other is
+#: expected; its second, with sums for more to come; a further one.
+ALONE, SECOND_AND_LAST, SECOND, FURTHER = range(4)
+
+
+@_compiled
+def blend_tiles(
+    kinds: NDArray[np.int64],
+    addresses: NDArray[np.int64],
+    windows: NDArray[np.int64],
+    frame: Pixels,
+    weights: NDArray[np.uint8],
+    size: int,
+    is_full: Mask,
+) -> None:
+    """Blend an integer frame into many tiles of `size` pixels square, and note what of them is covered.
+
+    Parameters
+    ----------
+    kinds : (n,) array
+        What is to be done with each tile.
+    addresses : (n, 5) array
+        Of Σ w·v, Σ w, the pixels before and after, and the mask of each tile, as :func:`add_second_sum` and
+        :func:`add_sum` take them; 0 where there is none. The mask of a tile that is the frame's alone is made here.
+    windows : (n, 12) array
+        The windows of the frame, and of the frame before it, in the tile.
+    weights : (h, w) array
+        Those of the frame, and of the frames before, which have its shape.
+    is_full : (n,) bool array
+        Receives whether each tile is covered everywhere, where it has a mask.
+    """
+    shape = (size, size)
+    for t in range(kinds.size):
+        total, weight = carray(pointer(addresses[t, 0]), shape, _u32), carray(pointer(addresses[t, 1]), shape, _u16)
+        old = carray(pointer(addresses[t, 2]), shape, frame.dtype)
+        out = carray(pointer(addresses[t, 3]), shape, frame.dtype)
+        r0, r1, c0, c1, dr, dc = (
+            windows[t, 0],
+            windows[t, 1],
+            windows[t, 2],
+            windows[t, 3],
+            windows[t, 4],
+            windows[t, 5],
+        )
+        q0, q1, p0, p1 = windows[t, 6], windows[t, 7], windows[t, 8], windows[t, 9]
+        qr, pc = windows[t, 10], windows[t, 11]
+        if kinds[t] == ALONE:
+            if r1 - r0 < size or c1 - c0 < size:
+                out[:] = 0
+            n, left, frame_left = _index(c1 - c0), _index(c0), _index(c0 + dc)
+            for r in range(r0, r1):
+                row, frame_row = _index(r), _index(r + dr)
+                for i in range(n):
+                    out[row, left + i] = frame[frame_row, frame_left + i]
+        elif kinds[t] == SECOND_AND_LAST:
+            blend_two(old, out, frame, weights, r0, r1, c0, c1, dr, dc, weights, q0, q1, p0, p1, qr, pc)
+        elif kinds[t] == SECOND:
+            add_second_sum(
+                total, weight, old, out, frame, weights, r0, r1, c0, c1, dr, dc, weights, q0, q1, p0, p1, qr, pc
+            )
+        else:
+            add_sum(total, weight, old, out, frame, weights, r0, r1, c0, c1, dr, dc)
+        if addresses[t, 4] != 0:
+            mask = carray(pointer(addresses[t, 4]), shape, np.uint8)
+            if kinds[t] == ALONE:
+                mask[:] = 0
+            mask[r0:r1, c0:c1] = 1
+            is_full[t] = _all_ones(mask)
+
+
+@_compiled
+def _all_ones(mask: NDArray[np.uint8]) -> bool:
+    """Whether a tile is covered everywhere, row by row: most are not, and show it early."""
+    for row in mask:
+        missing = np.uint8(0)
+        for covered in row:
+            missing |= covered ^ np.uint8(1)
+        if missing:
+            return False
+    return True
 
 
 @_compiled
@@ -363,6 +465,68 @@ def reduce_masked(
                 out_mask[col] = n > 0
 
 
+#: What becomes of a quadrant of a parent (`reduce_tiles`): it stays; its child is gone; its child is covered
+#: everywhere; in part.
+KEPT, GONE, FULL, MASKED = range(4)
+
+
+@_compiled
+def reduce_tiles(
+    kinds: NDArray[np.int64],
+    children: NDArray[np.int64],
+    parents: NDArray[np.int64],
+    like: Pixels,
+    size: int,
+    is_full: Mask,
+) -> None:
+    """Reduce many integer tiles of `size` pixels square into the tiles above them.
+
+    Parameters
+    ----------
+    kinds : (n, 4) array
+        What becomes of each quadrant of each parent, row by row.
+    children : (n, 4, 2) array
+        Addresses of pixels and mask of what is in each quadrant.
+    parents : (n, 4) array
+        Addresses of each parent's pixels before, mask before, pixels after, mask after. Before: 0 if there was no such
+        tile, or it was covered everywhere. After: the arrays need not be initialized; the mask is 0 if no quadrant can
+        be other than covered.
+    like : array
+        Of the tiles' type.
+    is_full : (n,) bool array
+        Receives whether each parent is covered everywhere.
+    """
+    shape, half = (size, size), size // 2
+    for t in range(kinds.shape[0]):
+        old = carray(pointer(parents[t, 0]), shape, like.dtype)
+        old_mask = carray(pointer(parents[t, 1]), shape, np.bool_)
+        out = carray(pointer(parents[t, 2]), shape, like.dtype)
+        mask = carray(pointer(parents[t, 3]), shape, np.bool_)
+        has_mask = parents[t, 3] != 0
+        for quadrant in range(4):
+            row_half, col_half = quadrant >> 1, quadrant & 1
+            row0, col0 = row_half * half, col_half * half
+            kind = kinds[t, quadrant]
+            child = carray(pointer(children[t, quadrant, 0]), shape, like.dtype)
+            child_mask = carray(pointer(children[t, quadrant, 1]), shape, np.bool_)
+            if kind == MASKED:
+                reduce_masked(child, child_mask, out, mask, row_half, col_half)
+                continue
+            if kind == FULL:
+                reduce_full(child, out, row_half, col_half)
+            elif kind == KEPT and parents[t, 0] != 0:
+                copy_part(old, out, row0, col0, half)
+            else:
+                out[row0 : row0 + half, col0 : col0 + half] = 0
+            if has_mask:
+                if kind == KEPT and parents[t, 1] != 0:
+                    copy_part(old_mask, mask, row0, col0, half)
+                else:
+                    covered = kind == FULL or (kind == KEPT and parents[t, 0] != 0)
+                    mask[row0 : row0 + half, col0 : col0 + half] = covered
+        is_full[t] = not has_mask or _all_ones(mask.view(np.uint8))
+
+
 @_compiled
 def reduce_float(child: Pixels, parent: Pixels, row_half: int, col_half: int) -> None:
     """Reduce a float tile: float64 sum of the finite pixels of each group, row by row, over their number; else NaN."""
@@ -417,6 +581,8 @@ def kernels_for(dtype: str, mode: str) -> tuple[tuple[str, Callable[[], None]], 
         second = (state(_u32), state(_u16), tile, tile, frame, weights, *window, weights, *window)
         need("blend second", add_second_sum, *second)
         need("blend two", blend_two, *second[2:])
+        rows = np.empty((0, 5), np.int64), np.empty((0, 12), np.int64)
+        need("blend tiles", blend_tiles, np.empty(0, np.int64), *rows, frame, weights, 8, np.empty(0, np.bool_))
         need("blend", add_sum, state(_u32), state(_u16), tile, tile, frame, weights, *window)
         need("blend many", add_wide_sum, state(_u64), state(_u64), tile, tile, frame, weights, *window)
     elif mode == "nearest":
@@ -426,6 +592,8 @@ def kernels_for(dtype: str, mode: str) -> tuple[tuple[str, Callable[[], None]], 
     else:
         need("reduce", reduce_full, tile, tile.copy(), 0, 0)
         need("reduce edges", reduce_masked, tile, mask, tile.copy(), mask.copy(), 0, 0)
+        families = np.empty((0, 4), np.int64), np.empty((0, 4, 2), np.int64), np.empty((0, 4), np.int64)
+        need("reduce tiles", reduce_tiles, *families, tile, 8, np.empty(0, np.bool_))
     return tuple(chosen)
 
 

@@ -75,8 +75,6 @@ _OBJECT_BYTES = 1024
 _PORTION = 4
 #: Tiles without a state are dropped first while they take more than this part of the budget.
 _PLAIN_PART = 8
-#: The quadrants of a tile as (lower half, right half).
-_QUADRANTS = frozenset({(0, 0), (0, 1), (1, 0), (1, 1)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,13 +437,14 @@ class Pyramid:
             if around.cache_info().currsize:
                 rects = [each.rect for each in around()]
                 enclosed = surroundings.enclosed(placement.rect, rects, portion, self._size).tolist()
+            tiles = []
             for i, key in enumerate(portion):
                 if key in rebuild:
                     continue  # it was not expected to be touched again, and may be once more
                 tile = self._tiles[plane, key]
-                if enclosed is not None:
-                    tile.enclosed = enclosed[i]
-                self._blend_tile(tile, placement, frame, is_last=tile.enclosed)
+                tile.enclosed = enclosed is not None and enclosed[i]
+                tiles.append(tile)
+            self._blend_tiles(tiles, placement, frame)
             self._release(plane, portion)
 
     def _note(self, placement: Placement) -> None:
@@ -503,46 +502,34 @@ class Pyramid:
                 into.setdefault(placement.id, (placement, []))[1].append(tile)
         for placement, tiles in sorted(into.values(), key=lambda item: item[0].order):
             frame = own_pixels if placement.id == own.id else self._load(placement, keep=True)
-            for tile in tiles:
-                self._blend_tile(tile, placement, frame)
+            self._blend_tiles(tiles, placement, frame)
 
-    def _blend_tile(self, tile: _Tile, placement: Placement, frame: Pixels, *, is_last: bool = False) -> None:
-        """Blend a frame into a base tile that is in memory and ready for it; the last one, as far as can be told."""
-        window = blending.window_of(placement, tile.address[1], self._size)
-        if tile.pixels is None:
-            self._paste_first(tile, frame, window)
-        else:
-            old = tile.pixels
-            solo = None
-            if tile.solo is not None:
-                solo = blending.Placed(tile.solo, blending.window_of(tile.solo, tile.address[1], self._size))
-            if tile.shared:
-                tile.pixels = np.empty_like(old)
-                tile.mask = None if tile.mask is None else tile.mask.copy()
-                tile.shared = False
-            here = blending.Placed(placement, window)
-            tile.state = self._blender.add(tile.state, solo, old, tile.pixels, tile.mask, frame, here, is_last=is_last)
-            if tile.mask is not None:
-                tile.mask[window.in_tile] = True
-                if tile.mask.all():
-                    tile.mask = None
-        tile.frames += 1
-        tile.solo = placement if tile.frames == 1 else None
-        tile.last = max(tile.last, placement.order)
-        self._mark(tile)
-        self._account(tile)
-
-    def _paste_first(self, tile: _Tile, frame: Pixels, window: blending.Window) -> None:
-        """Make the pixels of a tile that its first frame covers: that frame's, unchanged."""
-        is_float = self._dtype.kind == "f"
-        if not is_float and window[:4] == (0, self._size, 0, self._size):
-            tile.pixels = frame[window.in_frame].copy()
-            return
-        tile.pixels = reduction.blank_tile(self._dtype, self._size)
-        blending.paste(tile.pixels, frame, window)
-        if not is_float:
-            tile.mask = np.zeros(tile.pixels.shape, np.bool_)
-            tile.mask[window.in_tile] = True
+    def _blend_tiles(self, tiles: list[_Tile], placement: Placement, frame: Pixels) -> None:
+        """Blend a frame into base tiles that are in memory and ready for it."""
+        size, is_float = self._size, self._dtype.kind == "f"
+        jobs = []
+        for tile in tiles:
+            key, old, out, mask, solo = tile.address[1], tile.pixels, tile.pixels, tile.mask, None
+            window = blending.window_of(placement, key, size)
+            if out is None:
+                out = np.empty((size, size), self._dtype)
+                if not is_float and window[:4] != (0, size, 0, size):
+                    mask = np.empty((size, size), np.bool_)
+            else:
+                if tile.solo is not None:
+                    solo = blending.Placed(tile.solo, blending.window_of(tile.solo, key, size))
+                if tile.shared:
+                    out = np.empty((size, size), self._dtype)
+                    mask = None if mask is None else mask.copy()
+            jobs.append(blending.Job(window, old, out, mask, tile.state, solo, tile.enclosed))
+        self._blender.blend(jobs, frame, placement)
+        for tile, job in zip(tiles, jobs, strict=True):
+            tile.pixels, tile.mask, tile.state, tile.shared = job.out, job.mask, job.state, False
+            tile.frames += 1
+            tile.solo = placement if tile.frames == 1 else None
+            tile.last = max(tile.last, placement.order)
+            self._mark(tile)
+            self._account(tile)
 
     # -------------------------------------------------------------------------------------------- batches out
 
@@ -574,7 +561,7 @@ class Pyramid:
             for tile in changed:
                 plane, key = tile.address
                 families.setdefault((plane, key.parent()), []).append(tile)
-            changed = [self._reduce(address, children) for address, children in families.items()]
+            changed = self._reduce(families)
             for tile in changed:
                 self._emit(tile, rendered, gone)
             all_changed += changed
@@ -647,40 +634,30 @@ class Pyramid:
                     if tile is not None and tile.exists:
                         yield tile
 
-    def _reduce(self, address: Address, children: list[_Tile]) -> _Tile:
-        """Reduce the given children into the tile above them, and leave its other quadrants alone."""
-        tile = self._tiles.get(address)
-        if tile is not None:
-            self._hits += 1
-        else:
-            self._misses += 1
-            tile = self._read(address) or _Tile(address)
-            self._keep(tile)
-        self._drop_from_queues(address)
-        if tile.pixels is None:
-            tile.pixels = reduction.blank_tile(self._dtype, self._size)
-            tile.mask = None if self._dtype.kind == "f" else np.zeros(tile.pixels.shape, np.bool_)
-        elif tile.shared:
-            old, tile.pixels = tile.pixels, np.empty_like(tile.pixels)
-            for half in _QUADRANTS.difference(map(_half_of, children)):
-                part = reduction.quadrant(*half, self._size)
-                tile.pixels[part] = old[part]
-            tile.mask = None if tile.mask is None else tile.mask.copy()
-        tile.shared = False
-        for child in children:
-            half = _half_of(child)
-            if child.exists and child.pixels is not None:
-                tile.mask = reduction.reduce_into(child.pixels, child.mask, tile.pixels, tile.mask, *half)
+    def _reduce(self, families: dict[Address, list[_Tile]]) -> list[_Tile]:
+        """Reduce the given children into the tiles above them, and leave the other quadrants alone."""
+        tiles, jobs = [], []
+        for address, children in families.items():
+            tile = self._tiles.get(address)
+            if tile is not None:
+                self._hits += 1
             else:
-                tile.mask = reduction.clear_quadrant(tile.pixels, tile.mask, *half)
-        if tile.mask is not None:
-            if tile.mask.all():
-                tile.mask = None
-            elif not all(child.exists for child in children) and not tile.mask.any():
-                tile.pixels = tile.mask = None
-        tile.batch = self._number
-        self._account(tile)
-        return tile
+                self._misses += 1
+                tile = self._read(address) or _Tile(address)
+                self._keep(tile)
+            self._drop_from_queues(address)
+            parts = [
+                reduction.Child(*_half_of(child), child.pixels if child.exists else None, child.mask)
+                for child in children
+            ]
+            tiles.append(tile)
+            jobs.append(reduction.Family(tile.pixels, tile.mask, parts))
+        reduction.reduce_families(jobs, self._dtype, self._size)
+        for tile, job in zip(tiles, jobs, strict=True):
+            tile.pixels, tile.mask, tile.shared = job.pixels, job.mask, False
+            tile.batch = self._number
+            self._account(tile)
+        return tiles
 
     # --------------------------------------------------------------------------------------- what is in memory
 

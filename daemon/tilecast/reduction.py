@@ -20,6 +20,8 @@ leaves the other three alone. It does not know which child that is in the mosaic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,101 @@ from tilecast import kernels
 
 Pixels = NDArray[Any]
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Child:
+    """A tile that has changed, as its parent sees it.
+
+    Attributes
+    ----------
+    row_half, col_half : 0 or 1
+        Its quadrant of the parent.
+    pixels : (T, T) array or None
+        None if the tile is gone.
+    mask : (T, T) bool array or None
+        Its covered pixels, None if all are; None for float images.
+    """
+
+    row_half: int
+    col_half: int
+    pixels: Pixels | None
+    mask: Mask | None
+
+
+@dataclass(slots=True, eq=False)
+class Family:
+    """A tile of an upper level and those of its children that have changed.
+
+    Attributes
+    ----------
+    old : (T, T) array or None
+        Its pixels before; None if there was no such tile.
+    old_mask : (T, T) bool array or None
+        Its covered pixels before, None if all were; None for float images.
+    children : list of Child
+        At least one.
+    pixels, mask
+        Those after, made by :func:`reduce_families`; `pixels` is None if nothing of the tile is covered any more.
+    """
+
+    old: Pixels | None
+    old_mask: Mask | None
+    children: list[Child]
+    pixels: Pixels | None = None
+    mask: Mask | None = None
+
+
+def reduce_families(families: Sequence[Family], dtype: np.dtype[Any], tile_size: int) -> None:
+    """Reduce changed tiles into new versions of the tiles above them; the other quadrants stay as they were.
+
+    Parameters
+    ----------
+    families : sequence of Family
+        Any number; their `pixels` and `mask` are set.
+    dtype : dtype
+        Of the tiles.
+    tile_size : int
+        Edge of a tile, pixels; a multiple of 8.
+    """
+    if dtype.kind == "f":
+        for family in families:
+            _reduce_float_family(family, dtype, tile_size)
+        return
+    n, shape = len(families), (tile_size, tile_size)
+    kinds = np.full((n, 4), kernels.KEPT, np.int64)
+    children, parents = np.zeros((n, 4, 2), np.int64), np.zeros((n, 4), np.int64)
+    for i, family in enumerate(families):
+        family.pixels = np.empty(shape, dtype)
+        whole = (family.old is not None or len(family.children) == 4) and family.old_mask is None
+        for child in family.children:
+            at = 2 * child.row_half + child.col_half
+            if child.pixels is None:
+                kinds[i, at] = kernels.GONE
+            else:
+                kinds[i, at] = kernels.FULL if child.mask is None else kernels.MASKED
+                children[i, at] = kernels.address(child.pixels), kernels.address(child.mask)
+            whole = whole and child.pixels is not None and child.mask is None
+        family.mask = None if whole else np.empty(shape, np.bool_)
+        arrays = family.old, family.old_mask, family.pixels, family.mask
+        parents[i] = [kernels.address(array) for array in arrays]
+    is_full = np.empty(n, np.bool_)
+    kernels.reduce_tiles(kinds, children, parents, np.empty((1, 1), dtype), tile_size, is_full)
+    for family, full in zip(families, is_full.tolist(), strict=True):
+        if full:
+            family.mask = None
+        elif any(child.pixels is None for child in family.children) and not (family.mask is None or family.mask.any()):
+            family.pixels = family.mask = None
+
+
+def _reduce_float_family(family: Family, dtype: np.dtype[Any], tile_size: int) -> None:
+    """The same for one family of float tiles, whose NaN tell what is covered."""
+    family.pixels = blank_tile(dtype, tile_size) if family.old is None else family.old.copy()
+    for child in family.children:
+        if child.pixels is None:
+            clear_quadrant(family.pixels, None, child.row_half, child.col_half)
+        else:
+            reduce_into(child.pixels, None, family.pixels, None, child.row_half, child.col_half)
 
 
 def blank_tile(dtype: np.dtype[Any], tile_size: int) -> Pixels:

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba import carray, njit  # type: ignore[attr-defined]
+
+from ._addresses import pointer, read_only
 
 U8Array = npt.NDArray[np.uint8]
 U16Array = npt.NDArray[np.uint16]
@@ -630,31 +631,6 @@ def shared_plan(
     return True, n_bits, new_tree_bits, own / least, _join_rows(upper, codes, joined, joined_rows)
 
 
-def _intrinsic(function: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
-    """What numba puts into a kernel as instructions: called there without its first argument."""
-    return cast("Callable[[Any], Any]", intrinsic(function))
-
-
-@_intrinsic
-def _pointer(_typing: Any, address: Any) -> Any:
-    """A number as a pointer."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.voidptr(address), generate
-
-
-@_intrinsic
-def _read_only(_typing: Any, array: Any) -> Any:
-    """The same array, of the type that numba gives arrays that are only read."""
-
-    def generate(_context: Any, _builder: Any, _signature: Any, arguments: Any) -> Any:
-        return arguments[0]
-
-    return array.copy(readonly=True)(array), generate
-
-
 @_kernel
 def encode_records(
     addresses: I64Array,
@@ -705,9 +681,9 @@ def encode_records(
     at = np.int64(0)
     for k in range(addresses.size):
         address = addresses[k]
-        data = _read_only(carray(_pointer(address), (nbytes,), np.uint8))
+        data = read_only(carray(pointer(address), (nbytes,), np.uint8))
         n_pairs = nbytes // 2 if (address | nbytes) & 1 == 0 else 0
-        pairs = _read_only(carray(_pointer(address), (n_pairs,), np.uint16))
+        pairs = read_only(carray(pointer(address), (n_pairs,), np.uint16))
         body = at + header.size
         for i in range(header.size):
             out[at + i] = header[i]

@@ -59,6 +59,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from isal.isal_zlib import crc32
 
 from tilecast_protocol.errors import JournalError
@@ -87,7 +88,16 @@ from tilecast_protocol.journal_format import (
     to_record,
     walk,
 )
-from tilecast_protocol.journal_index import NO_INDEX, ImageTable, Index, IndexWriter, is_plausible, read_index
+from tilecast_protocol.journal_index import (
+    ENTRY,
+    NO_INDEX,
+    ImageTable,
+    Index,
+    IndexWriter,
+    index_flaw,
+    is_plausible,
+    read_index,
+)
 from tilecast_protocol.ranges import RangeSet
 
 if TYPE_CHECKING:
@@ -107,7 +117,9 @@ _BLOCK_DUE_RECORDS = 1024
 _BLOCK_DUE_BYTES = 32 << 20
 _CHUNK_BYTES = 4 << 20
 _MAX_WRITE_BUFFERS = 512  # below every system's IOV_MAX
+_MAX_MISSING = 100_000  # segments that are looked for: a file may have any number for a name
 _SEGMENT_NAME = re.compile(r"[0-9]{6,9}\.tcj")
+_INDEX_NAME = re.compile(r"[0-9]{6,9}\.tci")
 
 
 class Position(NamedTuple):
@@ -306,7 +318,7 @@ class Journal:
             expected = segments[-1].number + 1 if segments else 0
             if number > expected:
                 what = f"{number - expected} segment(s) before {path.name} are missing"
-                damage.append(Damage(expected, 0, 0, what))
+                damage.append(Damage(expected, 0, 0, what, self._listed_frames(expected, number)))
             head, copy = _read_head(path), _read_head(path.with_suffix(".tci"))
             if head is not None and head[1:4] != (self._nonce, self._run_bytes, number):
                 what = f"{path.name} is segment {head.number} of the journal of run {uuid.UUID(bytes=head.run)}"
@@ -315,7 +327,8 @@ class Journal:
                 damage.append(Damage(number, 0, path.stat().st_size, what))
                 continue
             if head is None:
-                damage.append(Damage(number, 0, SEGMENT_HEAD_BYTES, f"the head of {path.name} is damaged"))
+                what = f"the head of {path.name} is damaged"
+                damage.append(Damage(number, 0, SEGMENT_HEAD_BYTES, what, derived=True))
                 if copy is not None and copy[1:4] == (self._nonce, self._run_bytes, number):
                     head = copy
             base_lsn = end_lsn if head is None else head.base_lsn
@@ -323,7 +336,23 @@ class Journal:
                 raise JournalError(f"{path} begins before the segment in front of it ends: not written by a tilecast")
             segments.append(Segment(number, base_lsn, path))
             end_lsn = base_lsn + path.stat().st_size
+        next_number = segments[-1].number + 1 if segments else 0
+        lost = [number for number, _ in _numbered_files(self.folder, _INDEX_NAME) if number >= next_number]
+        if lost:
+            what = f"{lost[-1] + 1 - next_number} segment(s) at the end are missing"
+            damage.append(Damage(next_number, 0, 0, what, self._listed_frames(next_number, lost[-1] + 1)))
         return segments, damage
+
+    def _listed_frames(self, first: int, stop: int) -> tuple[int, ...]:
+        """Frames of segments that are missing, `first` ≤ number < `stop`, as far as their indices are still there."""
+        frames: list[int] = []
+        for number in range(first, min(stop, first + _MAX_MISSING)):
+            path = self.folder / f"{number:06d}.tci"
+            head = _read_head(path)
+            if head is not None and head[1:4] == (self._nonce, self._run_bytes, number):
+                copy = pack_segment_head(self._nonce, self._run_bytes, number, head.base_lsn)
+                frames += read_index(path, copy).entries["frame"].tolist()
+        return tuple(frames)
 
     def _load_segment(self, fd: int, segment: Segment, after: Segment | None) -> list[Damage]:
         """Take in the records of one segment; `self._end` then lies behind its last sound one."""
@@ -784,6 +813,7 @@ class Journal:
         damage = list(self._layout_damage)
         total = self._end.lsn
         told = 0
+        walked: dict[int, list[tuple[int, int, int, int]]] = {segment.number: [] for segment in self._segments}
         for item, base_lsn in self._items(0, with_payload=False, check_payload=True):
             lsn = base_lsn + item.offset
             if isinstance(item, Damage):
@@ -791,17 +821,47 @@ class Journal:
                 damage.append(replace(item, frames=tuple(sorted(frames)), durable=lsn < self._synced))
             elif item.head.kind == RecordKind.IMAGE:
                 head = item.head
+                number = self._segment_at(lsn).number
+                walked[number].append((head.image_index, item.offset, head.nbytes, head.frame))
                 known = self._images.locate(head.image_index) if head.image_index < len(self._images) else None
                 if known != (lsn, head.nbytes, head.frame):
-                    number = self._segment_at(lsn).number
                     what = f"the index does not lead to frame {head.frame}; delete {number:06d}.tci, it is made anew"
-                    damage.append(Damage(number, item.offset, head.nbytes, what, head.frames))
+                    damage.append(Damage(number, item.offset, head.nbytes, what, head.frames, derived=True))
             if progress is not None and lsn - told >= _CHUNK_BYTES:
                 progress(lsn, total)
                 told = lsn
         if progress is not None:
             progress(total, total)
+        if self.readonly:  # else somebody adds to it meanwhile; and what was wrong was put right by `open`
+            damage += self._index_damage(walked, {item.segment for item in damage})
         return damage
+
+    def _index_damage(
+        self, walked: dict[int, list[tuple[int, int, int, int]]], spoilt: set[int]
+    ) -> Iterator[Damage]:
+        """What is wrong with index files, given the images that were found in the segments.
+
+        Parameters
+        ----------
+        walked : dict of int to list of (image_index, offset, nbytes, frame)
+            By the number of the segment.
+        spoilt : set of int
+            Segments of which something has been told: what their indices should list cannot be known.
+        """
+        for segment, head in self.layout():
+            path = _index_path(segment)
+            what = index_flaw(path, head)
+            if what is None and segment.number not in spoilt:
+                index = read_index(path, head)
+                there = np.array(walked[segment.number], ENTRY)
+                if not np.array_equal(there[there["offset"] < index.upto], index.entries):
+                    what = "the index does not list what is in its file"
+            if what is not None:
+                yield Damage(segment.number, 0, 0, f"{what}; delete {path.name}, it is made anew", derived=True)
+
+    def layout(self) -> tuple[tuple[Segment, bytes], ...]:
+        """The segments, each with the bytes that it ought to begin with."""
+        return tuple((segment, self._head_of(segment)) for segment in self._segments)
 
     def _segment_at(self, lsn: int) -> Segment:
         return self._segments[bisect_right(self._segments, lsn, key=lambda segment: segment.base_lsn) - 1]
@@ -904,10 +964,14 @@ def _make_folder(folder: Path) -> None:
 
 def _segment_files(folder: Path) -> list[tuple[int, Path]]:
     """(number, path) of the segments in a folder, in order."""
+    return _numbered_files(folder, _SEGMENT_NAME)
+
+
+def _numbered_files(folder: Path, name: re.Pattern[str]) -> list[tuple[int, Path]]:
+    """(number, path) of the files in a folder whose names are of this form, in order."""
     if not folder.is_dir():
         return []
-    found = [(int(path.stem), path) for path in folder.iterdir() if _SEGMENT_NAME.fullmatch(path.name)]
-    return sorted(found)
+    return sorted((int(path.stem), path) for path in folder.iterdir() if name.fullmatch(path.name))
 
 
 def _index_path(segment: Segment) -> Path:

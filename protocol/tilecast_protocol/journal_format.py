@@ -131,6 +131,8 @@ class Damage:
     durable : bool
         True if the journal had called these bytes durable: then a disk or a person has changed them. False if they
         were lost in a crash before anything was promised about them.
+    derived : bool
+        True if nothing is lost: what is wrong can be made anew from what is there (`journal_repair`).
     """
 
     segment: int
@@ -139,6 +141,7 @@ class Damage:
     what: str
     frames: tuple[int, ...] = ()
     durable: bool = True
+    derived: bool = False
 
 
 class Segment(NamedTuple):

@@ -211,6 +211,24 @@ def read_index(path: Path, head: bytes) -> Index:
     return Index(np.frombuffer(b"".join(pieces), ENTRY), upto, last_record, at)
 
 
+def index_flaw(path: Path, head: bytes) -> str | None:
+    """What is wrong with an index file by itself, whatever is in its segment; None if it is sound, or not there.
+
+    Parameters
+    ----------
+    head : bytes
+        As for `read_index`.
+    """
+    try:
+        nbytes = path.stat().st_size
+    except FileNotFoundError:
+        return None
+    sound = read_index(path, head).nbytes
+    if nbytes <= sound:
+        return None
+    return f"the index is damaged from its byte {sound} on" if sound else "the index is damaged, or not that of this file"
+
+
 def is_plausible(index: Index, first_image: int, most_images: int) -> bool:
     """True if the entries ascend, do not overlap, lie within what the index speaks of, and skip few enough ordinals.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -708,24 +710,33 @@ class TestPlantedBugs:
         assert all(", (2, " in problem for problem in problems)
 
     def test_a_wrong_tie(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def half_up(child: NDArray[Any], parent: NDArray[Any], row_half: int, col_half: int) -> None:
-            part = reduction.quadrant(row_half, col_half, len(parent))
-            wide = child.astype(np.int64)
-            parent[part] = (wide[::2, ::2] + wide[::2, 1::2] + wide[1::2, ::2] + wide[1::2, 1::2] + 2) >> 2
+        original = reduction.reduce_families
 
-        monkeypatch.setattr(kernels, "reduce_full", half_up)
+        def half_up(families: Sequence[reduction.Family], dtype: Any, tile_size: int) -> None:
+            original(families, dtype, tile_size)
+            for family in families:
+                for child in family.children:
+                    assert child.pixels is not None
+                    if family.pixels is not None and child.mask is None:
+                        wide = child.pixels.astype(np.int64)
+                        part = reduction.quadrant(child.row_half, child.col_half, tile_size)
+                        sums = wide[::2, ::2] + wide[::2, 1::2] + wide[1::2, ::2] + wide[1::2, 1::2]
+                        family.pixels[part] = (sums + 2) >> 2
+
+        monkeypatch.setattr(pyramid.reduction, "reduce_families", half_up)
         problems = self.problems(LiveMosaic(), "tile by tile")
         assert problems
         assert not any(", (0, " in problem for problem in problems)
 
     def test_a_lost_mask(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = reduction.reduce_into
+        original = reduction.reduce_families
 
-        def maskless(child: Any, child_mask: Any, parent: Any, parent_mask: Any, row_half: int, col_half: int) -> Any:
-            del child_mask
-            return original(child, None, parent, parent_mask, row_half, col_half)
+        def maskless(families: Sequence[reduction.Family], dtype: Any, tile_size: int) -> None:
+            for family in families:
+                family.children = [dataclasses.replace(child, mask=None) for child in family.children]
+            original(families, dtype, tile_size)
 
-        monkeypatch.setattr(pyramid.reduction, "reduce_into", maskless)
+        monkeypatch.setattr(pyramid.reduction, "reduce_families", maskless)
         problems = self.problems(LiveMosaic())
         assert any("coverage" in problem for problem in problems)
         assert any("pixels differ" in problem for problem in problems)

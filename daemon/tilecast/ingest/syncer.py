@@ -6,8 +6,9 @@ durable that was written since, and only then moves `durable_ticket`: whatever c
 survives a power failure. Acknowledgements wait for it, and so do tile commits (a tile must never show a frame whose
 record is gone).
 
-A failed fsync is the end: the kernel may have dropped the very pages that failed, and a later success would be a lie.
-So the failure is kept, handed to `on_failure`, and no ticket becomes durable any more.
+A failed fsync is the end of its journal, as it is open now: the kernel may have dropped the very pages that failed, and
+a later success would be a lie. So that journal is never synced again, none of its records is called durable, and
+whoever waits for one asks `refusal` too; the others go on. What is really there is found by opening it anew.
 """
 
 from __future__ import annotations
@@ -40,16 +41,25 @@ class Syncer:
         Longest time from a write to the fsync that covers it; 0 starts one at once.
     on_durable : callable
         Called in this thread after `durable_ticket` moved.
+    on_refused : callable
+        Called in this thread with a journal that the disk has refused to make durable, and the error; once for each.
     on_failure : callable
-        Called in this thread, once, with the error that ended it.
+        Called in this thread, once, with the error that ended it: a bug.
     """
 
     def __init__(
-        self, *, interval_s: float, on_durable: Callable[[], None], on_failure: Callable[[Exception], None]
+        self,
+        *,
+        interval_s: float,
+        on_durable: Callable[[], None],
+        on_refused: Callable[[Syncable, Exception], None],
+        on_failure: Callable[[Exception], None],
     ) -> None:
         self._interval_s = interval_s
         self._on_durable = on_durable
+        self._on_refused = on_refused
         self._on_failure = on_failure
+        self._refused: dict[int, tuple[Syncable, Exception]] = {}
         self._condition = threading.Condition()
         self._dirty: dict[int, Syncable] = {}
         self._written = 0
@@ -70,7 +80,8 @@ class Syncer:
         """Say that a record was appended to `journal`; returns its ticket."""
         with self._condition:
             self._written += 1
-            self._dirty[id(journal)] = journal
+            if id(journal) not in self._refused:
+                self._dirty[id(journal)] = journal
             if self._first_write is None:
                 self._first_write = time.monotonic()
                 self._condition.notify_all()
@@ -78,7 +89,7 @@ class Syncer:
 
     @property
     def durable_ticket(self) -> int:
-        """The last ticket that is durable."""
+        """The last ticket that is durable, unless it is one of a journal that was refused."""
         return self._durable
 
     @property
@@ -90,6 +101,17 @@ class Syncer:
     def failure(self) -> Exception | None:
         """The error that ended this thread, if one did."""
         return self._failure
+
+    def refusal(self, journal: Syncable) -> Exception | None:
+        """Why nothing more of this journal becomes durable; None while it does. To be asked after `wait_durable`."""
+        with self._condition:
+            found = self._refused.get(id(journal))
+            return self._failure if found is None else found[1]
+
+    def forget(self, journal: Syncable) -> None:
+        """A journal that was refused has been closed."""
+        with self._condition:
+            self._refused.pop(id(journal), None)
 
     def wait_durable(self, ticket: int, timeout_s: float | None = None) -> bool:
         """Wait until `ticket` is durable; False after `timeout_s`, or if it never will be."""
@@ -128,8 +150,14 @@ class Syncer:
                 ticket = self._written
                 self._first_write = None
             began = time.monotonic()
+            synced: list[tuple[str, int]] = []
+            refused: list[tuple[Syncable, Exception]] = []
             try:
-                synced = [(journal.run, journal.sync()) for journal in journals]
+                for journal in journals:
+                    try:
+                        synced.append((journal.run, journal.sync()))
+                    except OSError as error:
+                        refused.append((journal, error))
             except Exception as error:  # noqa: BLE001 - the end of a thread: kept, and handed to whoever can act
                 with self._condition:
                     self._failure = error
@@ -137,9 +165,13 @@ class Syncer:
                 self._on_failure(error)
                 return
             with self._condition:
+                # Known before the ticket moves: nobody may take a record of these for durable.
+                self._refused |= {id(journal): (journal, error) for journal, error in refused}
                 self._durable = ticket
                 self._news += synced
                 self._n_syncs += 1
                 self._sync_s += time.monotonic() - began
                 self._condition.notify_all()
+            for journal, error in refused:
+                self._on_refused(journal, error)
             self._on_durable()

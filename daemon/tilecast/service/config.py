@@ -388,6 +388,48 @@ class StoreOptions(_Section):
     )
 
 
+class DiskOptions(_Section):
+    """How much of the disk of the runs is to stay free. Of bytes and percent the one that is less counts."""
+
+    warn_bytes: Size = _option(
+        10 * GIB, "With less free than this (or than `disk.warn_percent`, if that is less) warnings are given.",
+        unit="bytes", ge=0,
+    )  # fmt: skip
+    warn_percent: float = _option(5.0, "See `disk.warn_bytes`.", unit="% of the disk", ge=0, le=100)
+    stop_bytes: Size = _option(
+        2 * GIB,
+        "With less free than this (or than `disk.stop_percent`, if that is less) no run is begun and mosaics are not "
+        "written; images are recorded until the disk is full.",
+        unit="bytes",
+        ge=0,
+    )
+    stop_percent: float = _option(1.0, "See `disk.stop_bytes`.", unit="% of the disk", ge=0, le=100)
+
+
+class RetentionOptions(_Section):
+    """When journals are dropped. A run without its journal is sealed: it can be viewed, and nothing else."""
+
+    journals: Literal["keep", "drop-checked"] = _option(
+        "keep",
+        "keep: a journal is kept for ever, unless one of the two limits below is set. drop-checked: it is dropped as "
+        "soon as its run has ended and a whole check has found nothing.",
+    )
+    max_bytes: Size = _option(
+        0,
+        "When all journals together are larger than this, the oldest that may be dropped are, after a check. 0: no "
+        "limit.",
+        unit="bytes",
+        ge=0,
+    )
+    max_age_days: float = _option(
+        0.0, "Journals of runs that were last written to this long ago are dropped, after a check. 0: never.",
+        unit="days", ge=0,
+    )  # fmt: skip
+    seal_after_days: float = _option(
+        7.0, "A run that went idle, and was not ended, keeps its journal for at least this long.", unit="days", ge=0
+    )
+
+
 class ViewerOptions(_Section):
     """What viewers may ask for, beside the endpoints `notify` and `query`."""
 
@@ -460,6 +502,8 @@ class Config(_Section):
     journal: JournalOptions = Field(default_factory=JournalOptions)
     blend: BlendOptions = Field(default_factory=BlendOptions)
     store: StoreOptions = Field(default_factory=StoreOptions)
+    disk: DiskOptions = Field(default_factory=DiskOptions)
+    retention: RetentionOptions = Field(default_factory=RetentionOptions)
     viewers: ViewerOptions = Field(default_factory=ViewerOptions)
     calibration: CalibrationOptions = Field(default_factory=CalibrationOptions)
     curve: CurveOptions = Field(default_factory=CurveOptions)

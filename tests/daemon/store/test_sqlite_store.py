@@ -22,7 +22,7 @@ from tilecast.geometry import Rect, TileKey
 from tilecast.store import migrations
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_reader import SqliteReader
-from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.sqlite_store import PAGE_NBYTES, SqliteStore
 from tilecast.store.tile_store import Commit, StoreDamagedError, StoreFullError, StoreUnfinishedError, TileRow
 from tilecast.testing.store_suite import NEW_RUN, P0, P1, RUN, a_placement, a_tile, contents
 
@@ -363,7 +363,7 @@ def test_check_finds_a_torn_page(store: SqliteStore) -> None:
     (page,) = store._open_connection().execute("SELECT rootpage FROM sqlite_master WHERE name = 'tiles'").fetchone()
     store.close()
     with store.path.open("r+b") as file:
-        file.seek((page - 1) * 65536)
+        file.seek((page - 1) * PAGE_NBYTES)
         file.write(bytes(4096))
     with SqliteReader(store.path.parent) as reader:
         assert reader.info().n_tiles == 400
