@@ -58,6 +58,8 @@ _TABLE_BITS = 12
 #: Up to 7 bits wait in the accumulator, and 56 more leave it less than full: a full one would have to be shifted by 64,
 #: which is undefined.
 _ROOM_BITS = 56
+#: From so many 16-bit words on their range is not looked for before they are counted.
+_LARGE_PAIRS = 1 << 18
 #: Where the length stands in a joined entry, and what keeps the code only.
 _LENGTH_AT = 58
 _CODE_MASK = (1 << _LENGTH_AT) - 1
@@ -324,7 +326,11 @@ def huffman_plan(
     n_pairs = u64(pairs.size)
     low = np.int64(1)
     high = np.int64(0)
-    if n_pairs > u64(0):
+    is_large = n_pairs >= u64(_LARGE_PAIRS)
+    if is_large:  # a table of all words is less than another pass over the data
+        high = np.int64(65535)
+        low = np.int64(0)
+    elif n_pairs > u64(0):
         smallest = pairs[u64(0)]
         largest = pairs[u64(0)]
         for k in range(n_pairs):
@@ -350,6 +356,11 @@ def huffman_plan(
             odd[pairs[u64(2) * k + u64(1)]] += u32(1)
         if n_counted & u64(1):
             even[pairs[n_pairs - u64(1)]] += u32(1)
+        if is_large:
+            while even[low] == u32(0) and odd[low] == u32(0):
+                low += 1
+            while even[high] == u32(0) and odd[high] == u32(0):
+                high -= 1
         for word in range(low, high + 1):
             count = np.int64(even[word]) + np.int64(odd[word])
             counts[word & 255] += count

@@ -712,6 +712,13 @@ class Client:
         """
         self.ask("rebuild", run=run, blend=blend, rejoin=rejoin)
 
+    def repair(self, run: str) -> dict[str, Any]:
+        """Have a run checked, and made good as far as it can be; the answer says what was `done` and what is `left`.
+
+        Returns when it is done, which takes long for a long run, as `rebuild` does.
+        """
+        return _values(self.ask("repair", run=run))
+
     def rename(self, run: str, name: str) -> None:
         """Give a run another name."""
         self.ask("rename", run=run, name=name)
@@ -723,6 +730,19 @@ class Client:
     def delete(self, run: str) -> None:
         """Delete a run and everything that was recorded of it."""
         self.ask("delete", run=run)
+
+    def seal(self, run: str, *, force: bool = False) -> int:
+        """Drop a run's journal for good; how many bytes that freed.
+
+        Parameters
+        ----------
+        run : str
+            It must not be open.
+        force : bool
+            Without a check, whatever would be lost. A check takes long for a long run: give the client a `timeout_s`
+            to match.
+        """
+        return int(_get(self.ask("seal", run=run, force=force).header, "freed_bytes"))
 
     def reload(self) -> dict[str, Any]:
         """Have the daemon read its configuration again; returns what it says about that."""

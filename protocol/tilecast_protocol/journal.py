@@ -836,9 +836,7 @@ class Journal:
             damage += self._index_damage(walked, {item.segment for item in damage})
         return damage
 
-    def _index_damage(
-        self, walked: dict[int, list[tuple[int, int, int, int]]], spoilt: set[int]
-    ) -> Iterator[Damage]:
+    def _index_damage(self, walked: dict[int, list[tuple[int, int, int, int]]], spoilt: set[int]) -> Iterator[Damage]:
         """What is wrong with index files, given the images that were found in the segments.
 
         Parameters

@@ -226,7 +226,9 @@ def index_flaw(path: Path, head: bytes) -> str | None:
     sound = read_index(path, head).nbytes
     if nbytes <= sound:
         return None
-    return f"the index is damaged from its byte {sound} on" if sound else "the index is damaged, or not that of this file"
+    return (
+        f"the index is damaged from its byte {sound} on" if sound else "the index is damaged, or not that of this file"
+    )
 
 
 def is_plausible(index: Index, first_image: int, most_images: int) -> bool:

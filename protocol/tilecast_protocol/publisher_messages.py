@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 from isal import isal_zlib
 
@@ -83,6 +84,18 @@ class PublisherMessage(Message):
         Message.__post_init__(self)
         _refuse_daemon_stream(self)
         self._check_nbytes()
+
+    def numbered(self, seq: int) -> Self:
+        """The same message with another number; nothing else is checked again.
+
+        Raises
+        ------
+        MalformedError
+            If it is no number of a message.
+        """
+        message = copy(self)
+        object.__setattr__(message, "seq", checks.unsigned(seq, f"{self.TYPE}: seq"))
+        return message
 
     def _check_nbytes(self) -> None:
         """`nbytes` against the parts that are there."""

@@ -135,9 +135,11 @@ COMMANDS: Final[Mapping[str, Command]] = {
         ),
         operator=True,
     ),
+    "repair": Command((_RUN,), operator=True),
     "rename": Command((_RUN, Argument("name", checks.text(0, 500))), operator=True),
     "note": Command((_RUN, Argument("text", checks.prose)), operator=True),
     "delete": Command((_RUN,), operator=True),
+    "seal": Command((_RUN, Argument("force", checks.boolean, False, False)), operator=True),
     "reload": Command(operator=True),
 }
 """Every command of version 1: what it takes, and who may give it."""

@@ -8,13 +8,17 @@ Not known here: the protocol, which messages are sent, threads. A link belongs t
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
+
+from .key_files import read_public, read_secret
 
 Frames = list[Any]
 """The parts of a multipart message, as pyzmq takes and gives them."""
@@ -34,6 +38,28 @@ class CurveKeys(NamedTuple):
     public: bytes
     secret: bytes
     server: bytes | None = None
+
+    @classmethod
+    def load(cls, own: str | os.PathLike[str], server: str | os.PathLike[str] | None = None) -> CurveKeys:
+        """Read keys from files, as `tilecast keys new` makes them.
+
+        Parameters
+        ----------
+        own : path
+            Our `*.key_secret`; nobody else may be able to read it.
+        server : path, optional
+            The daemon's `*.key`.
+
+        Raises
+        ------
+        ValueError
+            If a file holds no such key, or others can read the secret.
+        OSError
+            If a file cannot be read.
+        """
+        pair = read_secret(Path(own))
+        assert pair.secret is not None, "read_secret refuses files without"
+        return cls(pair.public, pair.secret, None if server is None else read_public(Path(server)))
 
 
 _REFUSED_KEYS: Final = (

@@ -36,7 +36,7 @@ REJECT_REASONS: Final = (
     "busy",
 )
 
-NOTICE_KINDS: Final = ("started", "idle", "ended", "report", "gap", "late", "warning", "calibration-missing")
+NOTICE_KINDS: Final = ("started", "idle", "ended", "report", "gap", "late", "warning", "calibration-missing", "sealed")
 """The kinds of notice of version 1; a reader passes over a kind that it does not know."""
 
 STATUS_GOOD: Final = 0

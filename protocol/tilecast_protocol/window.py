@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from .messages import Ack, Buffer, End, Image, PublisherMessage, Start, Welcome, encode
@@ -217,7 +217,7 @@ class SendWindow:
     def _number(self, item: Outgoing) -> None:
         item.seq = self.next_seq
         self.next_seq += 1
-        item.message = message = replace(item.message, seq=item.seq)
+        item.message = message = item.message.numbered(item.seq)
         item.parts = encode(message)
         if isinstance(message, Start):
             known = self._runs.get(message.run)

@@ -432,6 +432,7 @@ def queries(out: Vectors) -> None:
         "health": {},
         "end": {"run": RUN},
         "rebuild": {"run": RUN, "blend": "mean", "rejoin": True},
+        "repair": {"run": RUN},
         "rename": {"run": RUN, "name": "liver, slide 5"},
         "note": {"run": RUN, "text": "bubble in the\nupper left"},
         "delete": {"run": RUN},

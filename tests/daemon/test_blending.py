@@ -15,6 +15,7 @@ from tilecast.blending import (
     BLEND_MODES,
     MAX_FRAME,
     Blender,
+    Job,
     Placed,
     State,
     feather_weights,
@@ -22,7 +23,7 @@ from tilecast.blending import (
     paste,
     window_of,
 )
-from tilecast.geometry import Placement, TileKey
+from tilecast.geometry import Placement, PlaneKey, TileKey
 from tilecast.reduction import blank_tile
 
 SIZE = 16
@@ -183,3 +184,58 @@ def test_weights_of_few_shapes_are_kept() -> None:
 def test_an_unknown_mode_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="feather"):
         make_blender("median", np.dtype("|u1"))
+
+
+@pytest.mark.parametrize("mode", BLEND_MODES)
+@pytest.mark.parametrize("dtype", ["|u1", "<u2", "<f4"])
+def test_many_tiles_at_once_are_each_tile_by_tile(mode: str, dtype: str) -> None:
+    """Frames at random places over nine tiles, a few of them said to be the last: pixels and masks as one by one."""
+    size, shape = 16, (24, 40)
+    rng = np.random.default_rng(3)
+    keys = [TileKey(0, row, col) for row in range(3) for col in range(3)]
+    for _ in range(20):
+        blender, single = make_blender(mode, np.dtype(dtype), 5), make_blender(mode, np.dtype(dtype), 5)
+        is_float = dtype == "<f4"
+        jobs: dict[TileKey, Job] = {}
+        alone: dict[TileKey, list[Any]] = {}
+        seen: dict[TileKey, list[Placement]] = {}
+        for number in range(4):
+            row, col = int(rng.integers(-12, 30)), int(rng.integers(-20, 30))
+            placement = Placement(number, 0, PlaneKey(), row, col, *shape, "stage", number)
+            frame = kernels.read_only(noise(int(rng.integers(1000)), shape, dtype))
+            work = []
+            for key in keys:
+                if placement.rect.intersect(key.rect(size)).empty:
+                    continue
+                window, before = window_of(placement, key, size), seen.setdefault(key, [])
+                solo = Placed(before[0], window_of(before[0], key, size)) if len(before) == 1 else None
+                job = jobs.get(key)
+                if job is None:
+                    mask = None if is_float or window[:4] == (0, size, 0, size) else np.empty((size, size), np.bool_)
+                    job = Job(window, None, np.empty((size, size), dtype), mask, None, None, False)
+                    pixels = np.full((size, size), np.nan, dtype) if is_float else np.zeros((size, size), dtype)
+                    covered = None if mask is None else np.zeros((size, size), np.bool_)
+                    paste(pixels, frame, window)
+                    alone[key] = [pixels, covered, None]
+                else:
+                    in_place = bool(rng.integers(2))
+                    out = job.out if in_place else np.empty_like(job.out)
+                    is_last = number == 3
+                    job = Job(window, job.out, out, job.mask, job.state, solo, is_last)
+                    pixels, covered, state = alone[key]
+                    here = Placed(placement, window)
+                    alone[key][2] = single.add(state, solo, pixels, pixels, covered, frame, here)
+                if alone[key][1] is not None:
+                    alone[key][1][window.in_tile] = True
+                    if alone[key][1].all():
+                        alone[key][1] = None
+                jobs[key] = job
+                work.append(job)
+                before.append(placement)
+            blender.blend(work, frame, placement)
+        assert jobs
+        for key, job in jobs.items():
+            pixels, covered, _ = alone[key]
+            assert job.out.tobytes() == pixels.tobytes()
+            assert (job.mask is None) == (covered is None)
+            assert covered is None or np.array_equal(job.mask, covered)

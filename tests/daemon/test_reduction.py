@@ -9,7 +9,15 @@ import pytest
 
 from reference import mosaic_reference
 from reference.live_mosaic import noise
-from tilecast.reduction import blank_tile, clear_quadrant, float_coverage, reduce_into
+from tilecast.reduction import (
+    Child,
+    Family,
+    blank_tile,
+    clear_quadrant,
+    float_coverage,
+    reduce_families,
+    reduce_into,
+)
 
 SIZE = 16
 
@@ -103,3 +111,53 @@ def test_huge_floats_do_not_overflow() -> None:
     top = np.finfo(np.float32).max
     reduce_into(np.full((SIZE, SIZE), top, np.float32), None, parent, None, 0, 0)
     assert (parent[:8, :8] == top).all()
+
+
+@pytest.mark.parametrize("dtype", ["|u1", "<u2", "<f4"])
+def test_many_families_at_once_are_each_child_by_child(dtype: str) -> None:
+    """Every mixture of children that are full, masked, gone or unchanged, under every kind of parent."""
+    rng = np.random.default_rng(5)
+    families, expected = [], []
+
+    def tile(seed: int, masked: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        pixels = noise(seed, (SIZE, SIZE), dtype)
+        if dtype == "<f4":
+            return np.where(rng.random(pixels.shape) < (0.4 if masked else 0), np.nan, pixels).astype("<f4"), None
+        mask = rng.random(pixels.shape) < 0.6 if masked else None
+        return pixels if mask is None else np.where(mask, pixels, 0).astype(dtype), mask
+
+    states = ["unchanged", "full", "masked", "gone"]
+    for number, (parent, *children) in enumerate(itertools.product(["none", "full", "masked"], *[states] * 4)):
+        if all(child == "unchanged" for child in children):
+            continue
+        old, old_mask = (None, None) if parent == "none" else tile(number, parent == "masked")
+        family = Family(old, old_mask, [])
+        pixels = blank_tile(np.dtype(dtype), SIZE) if old is None else old.copy()
+        mask = old_mask
+        if old is None and dtype != "<f4":
+            mask = np.zeros(pixels.shape, np.bool_)
+        mask = None if mask is None else mask.copy()
+        for at, state in enumerate(children):
+            half = divmod(at, 2)
+            if state == "gone":
+                family.children.append(Child(*half, None, None))
+                mask = clear_quadrant(pixels, mask, *half)
+            elif state != "unchanged":
+                child, child_mask = tile(10 * number + at, state == "masked")
+                family.children.append(Child(*half, child, child_mask))
+                mask = reduce_into(child, child_mask, pixels, mask, *half)
+        families.append(family)
+        expected.append((pixels, mask))
+    reduce_families(families, np.dtype(dtype), SIZE)
+    for family, (pixels, mask) in zip(families, expected, strict=True):
+        if mask is not None and not mask.any():
+            assert family.pixels is None or (family.mask is not None and not family.mask.any())
+            assert family.pixels is None or not any(child.pixels is None for child in family.children)
+            continue
+        assert family.pixels is not None
+        assert family.pixels.tobytes() == pixels.tobytes()
+        if mask is None or mask.all():
+            assert family.mask is None
+        else:
+            assert family.mask is not None
+            assert np.array_equal(family.mask, mask)

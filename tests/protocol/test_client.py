@@ -652,16 +652,19 @@ def test_placements_are_read_page_by_page(queries: ScriptedQueries, asking: Clie
 
 
 def test_orders_of_an_operator(queries: ScriptedQueries, asking: Client) -> None:
-    orders = ("end", "rebuild", "rename", "note", "delete", "reload")
+    orders = ("end", "rebuild", "repair", "rename", "note", "delete", "seal", "reload")
     queries.answers |= {order: lambda query: ({"done": query["cmd"]}, []) for order in orders}
+    queries.answers["seal"] = lambda query: ({"freed_bytes": 7 + query["force"]}, [])
     asking.end(RUN)
     asking.rebuild(RUN, blend="max", rejoin=True)
+    assert asking.repair(RUN) == {"done": "repair"}
     asking.rename(RUN, "kidney")
     asking.note(RUN, "two\nlines")
     asking.delete(RUN)
+    assert asking.seal(RUN, force=True) == 8
     assert asking.reload() == {"done": "reload"}
     assert tuple(query["cmd"] for query in queries.asked) == orders
-    _, rebuild, rename, note, *_ = queries.asked
+    _, rebuild, _, rename, note, *_ = queries.asked
     assert (rebuild["blend"], rebuild["rejoin"]) == ("max", True)
     assert (rename["name"], note["text"]) == ("kidney", "two\nlines")
 

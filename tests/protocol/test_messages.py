@@ -368,3 +368,13 @@ def test_everything_public_can_be_had_from_the_package() -> None:
     assert set(tilecast_protocol.__all__) <= set(dir(tilecast_protocol))
     with pytest.raises(AttributeError, match="no attribute 'Camera'"):
         tilecast_protocol.Camera  # noqa: B018  (the access is what is tested)
+
+
+def test_a_message_gets_its_number_without_being_checked_again() -> None:
+    image = messages.Image(**ENVELOPE, run=RUN, frame=3, codec="raw", nbytes=4, parts=(b"abcd",))
+    numbered = image.numbered(17)
+    assert numbered == dataclasses.replace(image, seq=17)
+    assert messages.encode(numbered) == messages.encode(dataclasses.replace(image, seq=17))
+    assert image.seq == ENVELOPE["seq"]
+    with pytest.raises(MalformedError, match="seq"):
+        image.numbered(-1)

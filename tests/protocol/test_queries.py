@@ -33,6 +33,7 @@ GOOD: dict[str, Any] = {
     "rejoin": True,
     "name": "liver",
     "text": "a note",
+    "force": True,
 }
 
 

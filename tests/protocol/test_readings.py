@@ -548,7 +548,8 @@ def test_reading_query_operators() -> None:
         with pytest.raises(QueryError):
             queries.make_query(cmd, run=RUN, **wrong)
     operators = {cmd for cmd, command in queries.COMMANDS.items() if command.operator}
-    assert operators == {"end", "rebuild", "rename", "note", "delete", "reload"}
+    assert operators == {"end", "rebuild", "repair", "rename", "note", "delete", "seal", "reload"}
+    assert queries.parse_query(queries.make_query("seal", run=RUN))["force"] is False
 
 
 def test_the_manifest_speaks_of_this_version() -> None:

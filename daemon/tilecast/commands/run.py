@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Final
+
 import click
 
 from tilecast.commands.common import Invocation, tilecast_command
+
+_SWITCH_INTERVAL_S: Final = 0.0005
 
 
 @tilecast_command("run")
@@ -30,6 +35,8 @@ def command(invocation: Invocation) -> None:
     config = invocation.config
     configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
     keep_freed_memory()
+    # Kernels let go of the interpreter's lock and want it back at once: not after the 5 ms that others may keep it.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     warm_up(modes=sorted({"feather", config.blend.mode}))
     daemon = Daemon(
         config,

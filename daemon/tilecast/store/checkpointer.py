@@ -38,7 +38,7 @@ WAL_LIMIT_BYTES = 64 * 2**20
 #: A writer that pauses for so long gets its log cut to nothing, seconds.
 IDLE_S = 0.5
 
-_PASSES_PER_LIMIT = 8  # a pass each time the log has grown by this fraction of its limit
+_PASSES_PER_LIMIT = 4  # a pass each time the log has grown by this fraction of its limit
 _LONG = 0.25  # fraction of the limit from which on the log is long
 _MAX_PASSES = 4  # in a row, before giving way to whatever else is asked
 _ROOM_S = 1.0  # a commit waits no longer for a log at its limit

@@ -17,6 +17,7 @@ This module does not know what is in a journal, or how tiles are computed.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilecast.errors import StoreError
-from tilecast.store.lock import RunLock
+from tilecast.store.lock import RunLock, holder
 from tilecast.store.sqlite_connection import TILES_NAME, explained, sync_folder, wal_path
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
@@ -32,6 +33,9 @@ from tilecast.store.tile_store import CommitResult, RunInfo, StoreDamagedError, 
 
 #: Name under which a rebuild builds.
 REBUILD_NAME = "tiles.sqlite.rebuild"
+
+_SIDES = ("-wal", "-shm")  # what SQLite keeps beside a database
+_STATES = frozenset({"open", "idle", "ended", "sealed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +51,15 @@ class FoundRun:
         Its metadata, unless the store cannot be read.
     error : str
         Why it cannot, and what to do; empty if it can.
+    making : bool
+        It cannot be read because it is being made this moment.
     """
 
     run: str
     folder: Path
     info: RunInfo | None
     error: str
+    making: bool = False
 
 
 def run_folder(root: str | os.PathLike[str], run: str) -> Path:
@@ -90,6 +97,11 @@ def look_into(folder: Path) -> FoundRun:
     try:
         with SqliteReader(folder) as reader:
             info = reader.info()
+    except StoreDamagedError as error:
+        if writer := holder(folder):
+            text = f"its mosaic is being made, by {writer}; look again in a moment"
+            return FoundRun(run=folder.name, folder=folder, info=None, error=text, making=True)
+        return FoundRun(run=folder.name, folder=folder, info=None, error=str(error))
     except StoreError as error:
         return FoundRun(run=folder.name, folder=folder, info=None, error=str(error))
     misnamed = "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename it to that"
@@ -126,6 +138,7 @@ def swap_in(
     *,
     lock: RunLock,
     reason: str = "rebuilt",
+    old_is_damaged: bool = False,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> CommitResult:
     """Put a rebuilt store in the place of the old one, atomically.
@@ -133,7 +146,7 @@ def swap_in(
     The new store takes over what the old one knows of the run's life (name, state, log, reports, history of commits,
     age), and gives all its tiles and placements the rev after the old store's last, under the next epoch. If the old
     store is missing or ruined, its epoch cannot be known; then the new one is the time in seconds, which is larger
-    than any that was counted.
+    than any that was counted, and the ruined file is set aside (`set_aside`).
 
     Parameters
     ----------
@@ -146,6 +159,9 @@ def swap_in(
         the new store. No other program may have the old file open for *writing* (SQLite would not notice the swap).
     reason : str
         For the run's log.
+    old_is_damaged : bool
+        The old store can be opened and is damaged all the same: it is not written to, what can be read of the run's
+        life (name, log, reports) is carried over piece by piece, and it is set aside.
 
     Returns
     -------
@@ -161,27 +177,72 @@ def swap_in(
     """
     _check_lock(folder, lock)
     path, new_path = Path(folder) / TILES_NAME, Path(folder) / new_name
-    old: Path | None = path
-    try:
-        # Brings an older schema up to date, raises the epoch if need be, and carries the log over into the file.
-        SqliteStore.open(folder, lock=lock, clock_ns=clock_ns).close()
-        _drop_log(path)
-    except StoreDamagedError:
-        old = None
+    old: Path | None = None if old_is_damaged else path
+    if old is not None:
+        try:
+            # Brings an older schema up to date, raises the epoch if need be, and carries the log over into the file.
+            SqliteStore.open(folder, lock=lock, clock_ns=clock_ns).close()
+            _drop_log(path)
+        except StoreDamagedError:
+            old = None
     with SqliteStore.open(folder, file_name=new_name, lock=lock, clock_ns=clock_ns) as store:
         result = store.succeed(old, reason)
+        if old_is_damaged:
+            _carry_over(Path(folder), store)
     _drop_log(new_path)
     if old is not None:
         _drop_log(path)
     with explained(path, "put the rebuilt store in its place"):
         if old is None:
-            # A ruined one is kept beside: it may yet tell somebody something.
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    Path(folder, TILES_NAME + suffix).rename(Path(folder, TILES_NAME + ".ruined" + suffix))
+            set_aside(folder, lock=lock, clock_ns=clock_ns)
         new_path.rename(path)
         sync_folder(Path(folder))
     return result
+
+
+def set_aside(
+    folder: str | os.PathLike[str], *, lock: RunLock, clock_ns: Callable[[], int] = time.time_ns
+) -> Path | None:
+    """Rename a ruined store to `tiles.sqlite.damaged-<UTC>`: it may yet tell somebody something.
+
+    Returns
+    -------
+    Path or None
+        Where it is now; None if there was none.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be renamed, or `lock` is not of this folder.
+    """
+    _check_lock(folder, lock)
+    path = Path(folder) / TILES_NAME
+    moment = datetime.datetime.fromtimestamp(clock_ns() / 1e9, datetime.UTC)
+    name = f"{TILES_NAME}.damaged-{moment:%Y%m%dT%H%M%S}"
+    number = sum(other.name.startswith(name) and not other.name.endswith(_SIDES) for other in Path(folder).iterdir())
+    aside = path.with_name(f"{name}-{number}" if number else name)
+    found = None
+    with explained(path, "set it aside"):
+        for suffix in (*_SIDES, ""):
+            with contextlib.suppress(FileNotFoundError):
+                found = path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        sync_folder(Path(folder))
+    return found if found == aside else None
+
+
+def _carry_over(folder: Path, store: SqliteStore) -> None:
+    """Take what can still be read of a run's life from its damaged store into the one that follows it."""
+    with contextlib.suppress(StoreError, ValueError), SqliteReader(folder) as reader:
+        info = reader.info()
+        if info.name != store.info().name:
+            store.rename(info.name)
+        if info.state in _STATES:
+            store.set_state(info.state)
+        with contextlib.suppress(StoreError, ValueError):
+            for revision, report in reader.reports().items():
+                store.set_report(revision, report)
+        for event in reader.events():
+            store.add_event(event.name, event.detail, t_ns=event.t_ns)
 
 
 def _drop_log(path: Path) -> None:

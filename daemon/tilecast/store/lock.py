@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import fcntl
 import os
+import re
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,28 @@ from typing import Self
 from tilecast.errors import RunLockedError, StoreError
 
 LOCK_NAME = "lock"
+_HOLDER = re.compile(r"process (?P<pid>[0-9]{1,10}) on (?P<host>.*) since .*")
+
+
+def holder(folder: str | os.PathLike[str]) -> str:
+    """Who writes the run in a folder, in words, as far as can be told without trying to; empty if nobody.
+
+    For people: only taking the lock tells for sure.
+    """
+    try:
+        text = (Path(folder) / LOCK_NAME).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+    said = _HOLDER.fullmatch(text)
+    if said is None or said["host"] != socket.gethostname():
+        return ""
+    try:
+        os.kill(int(said["pid"]), 0)
+    except ProcessLookupError:
+        return ""  # it was killed, and the kernel has freed the lock
+    except (PermissionError, OverflowError):
+        pass  # somebody else's process
+    return text
 
 
 class RunLock:

@@ -6,7 +6,9 @@ Whether tiles agree with the journal, or upper levels with lower ones, is not kn
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from isal import isal_zlib
 
@@ -72,10 +74,18 @@ _CONTRADICTIONS = (
 )
 
 
-_BLOBS = """
-    SELECT k.t, k.c, k.z, t.level, t.row, t.col, d.crc32, d.coverage, d.pzf
-    FROM tile_data d JOIN tiles t ON t.data = d.id JOIN planes k ON k.id = t.plane
+_TILES = """
+    SELECT k.t, k.c, k.z, t.level, t.row, t.col, t.data FROM tiles t JOIN planes k ON k.id = t.plane
+    ORDER BY t.plane, t.level, t.row, t.col
 """
+
+
+class BadTile(NamedTuple):
+    """A tile whose pixels cannot be had: its checksum is `wrong`, or it is `lost`: its row or page is not there."""
+
+    plane: PlaneKey
+    key: TileKey
+    lost: bool
 
 
 def blob_crc32(pzf: bytes | memoryview | bytearray, coverage: bytes | None) -> int:
@@ -86,7 +96,73 @@ def blob_crc32(pzf: bytes | memoryview | bytearray, coverage: bytes | None) -> i
 
 def contradictions(connection: sqlite3.Connection, on_tick: Callable[[], None] = lambda: None) -> list[str]:
     """One sentence per finding; `on_tick` is called before each step, and now and then during one."""
+    findings = structure(connection, on_tick)
+    for bad in damaged_tiles(connection, on_tick):
+        if not bad.lost:  # else it has been said
+            findings.append(f"the pixels of {bad.key} in {bad.plane} are damaged (wrong checksum); rebuild the run")
+    return findings
+
+
+def structure(connection: sqlite3.Connection, on_tick: Callable[[], None] = lambda: None) -> list[str]:
+    """As `contradictions`, but for what the blobs hold."""
     findings = []
+    with _ticking(connection, on_tick):
+        try:
+            for (line,) in connection.execute("PRAGMA integrity_check").fetchall():
+                if line != "ok":
+                    findings.append(f"the database file is damaged ({line}); rebuild the run")
+            (boxes,) = connection.execute("SELECT rtreecheck('placements_box')").fetchone()
+            if boxes != "ok":
+                findings.append(f"the spatial index of placements is damaged ({boxes}); rebuild the run")
+            for query, sentence in _CONTRADICTIONS:
+                on_tick()
+                (n_wrong,) = connection.execute(query).fetchone()
+                if n_wrong:
+                    findings.append(sentence.format(n_wrong))
+        except sqlite3.DatabaseError as error:
+            findings.append(f"the database file is damaged ({error}); rebuild the run")
+    return findings
+
+
+def damaged_tiles(connection: sqlite3.Connection, on_tick: Callable[[], None] = lambda: None) -> list[BadTile]:
+    """Tiles whose checksum is wrong, or whose pixels cannot be read, as far as tiles can be listed at all."""
+    bad = []
+    with _ticking(connection, on_tick):
+        try:
+            for t, c, z, level, row, col, data in connection.execute(_TILES):
+                found = _blob_flaw(connection, data)
+                if found is not None:
+                    bad.append(BadTile(PlaneKey(t, c, z), TileKey(level, row, col), found))
+        except sqlite3.DatabaseError:
+            pass  # `structure` says so
+    return bad
+
+
+def misplaced(connection: sqlite3.Connection) -> set[int]:
+    """Frames whose placement is not that of the spatial index: one of the two is damaged, who knows which."""
+    query = (
+        "SELECT p.frame FROM placements p LEFT JOIN placements_box b ON b.id = p.id"
+        " WHERE b.id IS NULL OR (b.plane0, b.plane1, b.row0, b.row1, b.col0, b.col1) IS NOT"
+        " (p.plane, p.plane, p.row, p.row + p.height - 1, p.col, p.col + p.width - 1)"
+    )
+    return {frame for (frame,) in connection.execute(query)}
+
+
+def _blob_flaw(connection: sqlite3.Connection, data: int) -> bool | None:
+    """Whether the pixels of a tile are lost (True) or damaged (False); None if they are as they were written."""
+    try:
+        row = connection.execute("SELECT crc32, coverage, pzf FROM tile_data WHERE id = ?", (data,)).fetchone()
+    except sqlite3.DatabaseError:
+        return True
+    if row is None:
+        return True
+    crc32, coverage, pzf = row
+    return None if blob_crc32(pzf, coverage) == crc32 else False
+
+
+@contextmanager
+def _ticking(connection: sqlite3.Connection, on_tick: Callable[[], None]) -> Iterator[None]:
+    """Call `on_tick` now, and now and then while queries run."""
 
     def tick() -> int:
         on_tick()
@@ -94,25 +170,6 @@ def contradictions(connection: sqlite3.Connection, on_tick: Callable[[], None] =
 
     connection.set_progress_handler(tick, _TICK_STEPS)
     try:
-        for (line,) in connection.execute("PRAGMA integrity_check").fetchall():
-            if line != "ok":
-                findings.append(f"the database file is damaged ({line}); rebuild the run")
-        (boxes,) = connection.execute("SELECT rtreecheck('placements_box')").fetchone()
-        if boxes != "ok":
-            findings.append(f"the spatial index of placements is damaged ({boxes}); rebuild the run")
-        for query, sentence in _CONTRADICTIONS:
-            on_tick()
-            (n_wrong,) = connection.execute(query).fetchone()
-            if n_wrong:
-                findings.append(sentence.format(n_wrong))
-        for t, c, z, level, row, col, crc32, coverage, pzf in connection.execute(_BLOBS):
-            if blob_crc32(pzf, coverage) != crc32:
-                findings.append(
-                    f"the pixels of {TileKey(level, row, col)} in {PlaneKey(t, c, z)} are damaged (wrong checksum); "
-                    "rebuild the run"
-                )
-    except sqlite3.DatabaseError as error:
-        findings.append(f"the database file is damaged ({error}); rebuild the run")
+        yield
     finally:
         connection.set_progress_handler(None, 0)
-    return findings

@@ -70,8 +70,21 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
             "use that one, or upgrade this one"
         )
     (application,) = connection.execute("PRAGMA application_id").fetchone()
-    if version and application != APPLICATION_ID:
+    n_steps = _n_steps(connection)
+    if version and application != APPLICATION_ID and not n_steps:
         raise StoreError(f"{path} is an SQLite database, but not of tilecast")
+    if n_steps and (version != n_steps or application != APPLICATION_ID):
+        raise StoreDamagedError(
+            f"{path} is damaged: its header says schema {version} of application {application:#x}, its log of steps "
+            f"says {n_steps}; `tilecast fsck --repair` makes it anew from the run's journal"
+        )
+
+
+def _n_steps(connection: sqlite3.Connection) -> int:
+    """How many steps of the schema the file's own log lists; 0 if there is no such log."""
+    if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name = '_sqlite_migrations'").fetchone()[0]:
+        return 0
+    return int(connection.execute("SELECT count(*) FROM _sqlite_migrations").fetchone()[0])
 
 
 def wal_path(path: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, Placement, PlaneKey, Rect, TileKey
-from tilecast.store.sqlite_check import contradictions
+from tilecast.store.sqlite_check import BadTile, contradictions, damaged_tiles, misplaced, structure
 from tilecast.store.sqlite_connection import TILES_NAME, check_version, connect, explained, has_run, wal_path
 from tilecast.store.tile_store import (
     PAGE_ITEMS,
@@ -230,6 +230,18 @@ class SqliteReads(TileReader):
     def check(self, on_tick: Callable[[], None] | None = None) -> list[str]:
         return self._read(lambda connection: contradictions(connection, on_tick or (lambda: None)))
 
+    def structure(self, on_tick: Callable[[], None] | None = None) -> list[str]:
+        """What `check` says but for the contents of tiles."""
+        return self._read(lambda connection: structure(connection, on_tick or (lambda: None)))
+
+    def damaged_tiles(self, on_tick: Callable[[], None] | None = None) -> list[BadTile]:
+        """Tiles whose pixels or coverage are not what was written."""
+        return self._read(lambda connection: damaged_tiles(connection, on_tick or (lambda: None)))
+
+    def misplaced(self) -> set[int]:
+        """Frames of which placements and their spatial index do not say the same."""
+        return self._read(misplaced)
+
     def _rows(self, sql: str, values: Sequence[int]) -> list[tuple[Any, ...]]:
         return self._read(lambda connection: connection.execute(sql, values).fetchall())
 
@@ -247,6 +259,9 @@ class _Identity(NamedTuple):
         return self.mtime_ns != 0
 
 
+_OWN = _Identity(0, 0, 0, 0)
+
+
 class SqliteReader(SqliteReads):
     """Reading a run, from any number of threads, in the daemon or in another process, while it is being written.
 
@@ -256,6 +271,9 @@ class SqliteReader(SqliteReads):
         The run's folder.
     file_name : str
         Name of the tiles' file in it.
+    own : bool
+        Whether this process has the store open for writing as long as this object lives: then nobody can put another
+        file in its place, and it need not be looked for.
 
     Raises
     ------
@@ -265,8 +283,9 @@ class SqliteReader(SqliteReads):
         If a newer tilecast wrote it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, file_name: str = TILES_NAME) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, file_name: str = TILES_NAME, own: bool = False) -> None:
         self._path = Path(folder) / file_name
+        self._own = own
         self._guard = threading.Lock()
         self._idle: list[tuple[_Identity, sqlite3.Connection]] = []
         self._closed = False
@@ -296,7 +315,7 @@ class SqliteReader(SqliteReads):
                             connection.execute("ROLLBACK")
                     # Looked at again afterwards: if the file was swapped or opened for writing in between, what was
                     # read may mix two files, and is read anew.
-                    keep = self._identity() == identity
+                    keep = self._own or self._identity() == identity
                     if keep:
                         return result
                 except (sqlite3.Error, StoreError):
@@ -307,6 +326,8 @@ class SqliteReader(SqliteReads):
                         self._give_back(identity, connection, keep)
 
     def _identity(self) -> _Identity:
+        if self._own:
+            return _OWN
         try:
             status = self._path.stat()
         except OSError as error:

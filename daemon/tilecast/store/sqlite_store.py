@@ -444,33 +444,37 @@ def _write_tiles(cursor: sqlite3.Cursor, planes: _PlaneNumbers, commit: Commit, 
     """Tiles and tombstones of a commit; how many tiles there are more than before."""
     (last_data,) = cursor.execute("SELECT coalesce(max(id), 0) FROM tile_data").fetchone()
     (any_gone,) = cursor.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone()
-    n_new = 0
-    data = []
-    for tile in commit.tiles:
-        place = (planes[tile.plane], *tile.key)
-        [(number,)] = cursor.execute(
-            "INSERT INTO tiles (plane, level, row, col, rev, data) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET rev = excluded.rev RETURNING data",
-            (*place, rev, last_data + 1),
+    places = [(planes[tile.plane], *tile.key) for tile in commit.tiles]
+    # One statement for all: each costs as much as its row does, and a hand-over of the interpreter's lock.
+    numbers = {
+        tuple(place): number
+        for *place, number in cursor.execute(
+            "INSERT INTO tiles (plane, level, row, col, rev, data)"
+            " SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),"
+            " json_extract(value, '$[3]'), ?, ? + key FROM json_each(?) WHERE TRUE"
+            " ON CONFLICT DO UPDATE SET rev = excluded.rev RETURNING plane, level, row, col, data",
+            (rev, last_data + 1, json.dumps(places)),
         ).fetchall()
-        if number == last_data + 1:
-            last_data += 1
-            n_new += 1
-            if any_gone:
-                cursor.execute("DELETE FROM gone WHERE plane = ? AND level = ? AND row = ? AND col = ?", place)
-        data.append((number, blob_crc32(tile.pzf, tile.coverage), tile.coverage, tile.pzf))
-    cursor.executemany(
-        "INSERT INTO tile_data (id, crc32, coverage, pzf) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET crc32 = excluded.crc32, coverage = excluded.coverage, pzf = excluded.pzf",
-        data,
-    )
+    }
+    new, known, revived = list[tuple[Any, ...]](), list[tuple[Any, ...]](), list[tuple[Any, ...]]()
+    for tile, place in zip(commit.tiles, places, strict=True):
+        number = numbers[place]
+        row = (blob_crc32(tile.pzf, tile.coverage), tile.coverage, tile.pzf, number)
+        (new if number > last_data else known).append(row)
+        if any_gone and number > last_data:
+            revived.append(place)
+    cursor.executemany("INSERT INTO tile_data (crc32, coverage, pzf, id) VALUES (?, ?, ?, ?)", new)
+    # Not an UPSERT, which would make a record of each blob for the INSERT that fails, and another one.
+    cursor.executemany("UPDATE tile_data SET crc32 = ?, coverage = ?, pzf = ? WHERE id = ?", known)
+    cursor.executemany("DELETE FROM gone WHERE plane = ? AND level = ? AND row = ? AND col = ?", revived)
+    n_new = len(new)
     for plane, key in commit.gone:
         place = (planes[plane], *key)
-        numbers = cursor.execute(
+        lost = cursor.execute(
             "DELETE FROM tiles WHERE plane = ? AND level = ? AND row = ? AND col = ? RETURNING data", place
         ).fetchall()
-        cursor.executemany("DELETE FROM tile_data WHERE id = ?", numbers)
-        n_new -= len(numbers)
+        cursor.executemany("DELETE FROM tile_data WHERE id = ?", lost)
+        n_new -= len(lost)
         cursor.execute(
             "INSERT INTO gone (plane, level, row, col, rev) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET rev = excluded.rev",

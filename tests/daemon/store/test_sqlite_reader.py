@@ -141,3 +141,15 @@ def test_a_store_that_vanishes_is_named(store: SqliteStore) -> None:
             reader.info()
         store.path.with_name("elsewhere").rename(store.path)
         assert reader.info().rev == 0
+
+
+def test_the_reader_of_the_writing_process_sees_each_commit(store: SqliteStore) -> None:
+    """It looks for no other file in the store's place, but reads no less than others do."""
+    with SqliteReader(store.path.parent, own=True) as reader:
+        for number in range(3):
+            store.commit(Commit(tiles=[a_tile(0, number)], placements=[a_placement(number)], levels=1))
+            assert reader.info().rev == number + 1
+            assert reader.has_placement(number, 0)
+        store.path.rename(store.path.with_name("elsewhere"))
+        assert reader.has_placement(2, 0), "it holds on to the file that it has"
+        store.path.with_name("elsewhere").rename(store.path)
