@@ -74,7 +74,7 @@ _OBJECT_BYTES = 1024
 #: What one call works on at a time may take this part of the budget.
 _PORTION = 4
 #: Tiles without a state are dropped first while they take more than this part of the budget.
-_PLAIN_PART = 8
+_PLAIN_PART = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -643,7 +643,7 @@ class Pyramid:
                 self._hits += 1
             else:
                 self._misses += 1
-                tile = self._read(address) or _Tile(address)
+                tile = (self._read(address) if self._may_exist(address) else None) or _Tile(address)
                 self._keep(tile)
             self._drop_from_queues(address)
             parts = [
@@ -704,6 +704,12 @@ class Pyramid:
             self._held_bytes += loaded.nbytes
             self._shrink()
         return pixels
+
+    def _may_exist(self, address: Address) -> bool:
+        """Whether there could have been a tile when the last batch was made: most that a scan comes to are new."""
+        plane, key = address
+        before = self._boxes_before.get(plane, self._bboxes[plane])
+        return not before.intersect(key.rect(self._size << key.level)).empty
 
     def _read(self, address: Address) -> _Tile | None:
         """A tile as committed, not yet kept; None if there is none."""

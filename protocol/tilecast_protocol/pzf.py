@@ -132,8 +132,8 @@ _MOST_EXPANSION: Final = 8
 _CHUNKS_WRITTEN: Final = 2
 #: Counters of the encoder and the lengths in a chunk table are 32 bits wide.
 _MAX_ENCODED_BYTES: Final = (1 << 32) - 1
-#: Scratch that a thread keeps; what needs more is allocated for the call.
-_MAX_SCRATCH_BYTES: Final = 32 << 20
+#: Memory that the records of a call share at most.
+_MAX_SHARED_BYTES: Final = 32 << 20
 #: From here on a record is worth a page of memory to make it begin at one.
 _LARGE_RECORD_BYTES: Final = 128 << 10
 
@@ -374,7 +374,7 @@ def _kernels() -> ModuleType:
 
 
 class _Scratch(threading.local):
-    """What one thread's encoder writes into, again and again: about 1.5 MiB, and the records of a batch."""
+    """What one thread's encoder writes into, again and again: about 1.5 MiB."""
 
     def __init__(self) -> None:
         self.pair_counts = np.empty((2, 1 << 16), np.uint32)
@@ -382,15 +382,6 @@ class _Scratch(threading.local):
         self.shared_joined = np.full(1 << 16, _kernels().NOT_JOINED, np.uint64)
         self.codes = np.empty(256, np.uint64)
         self.tree = np.empty(_kernels().TREE_BYTES, np.uint8)
-        self.records = np.empty(0, np.uint8)
-
-    def room(self, nbytes: int) -> U8Array:
-        """At least `nbytes` to write records into, kept for the next call unless they are many."""
-        if nbytes > _MAX_SCRATCH_BYTES:
-            return np.empty(nbytes, np.uint8)
-        if self.records.size < nbytes:
-            self.records = np.empty(nbytes, np.uint8)
-        return self.records
 
 
 @functools.cache
@@ -674,7 +665,7 @@ def encode_images(
     frame_num: int = 0,
     timestamp: int = 0,
     sequence_id: int = 0,
-) -> list[bytes]:
+) -> list[memoryview]:
     """Write images of one shape and type, each as its own record: Huffman, or raw where that is not shorter.
 
     For many small images, such as tiles: one call into the kernels for all, so the GIL is let go of and taken back
@@ -694,8 +685,8 @@ def encode_images(
 
     Returns
     -------
-    list of bytes
-        n records.
+    list of memoryview
+        n records, read-only; they share their memory, which is freed with the last of them.
 
     Raises
     ------
@@ -712,7 +703,7 @@ def encode_images(
     )  # fmt: skip
     nbytes = stack[0].nbytes
     if not nbytes:
-        return [header] * len(stack)
+        return [memoryview(header)] * len(stack)
     if nbytes > _MAX_ENCODED_BYTES:
         raise PZFError(f"an image of {nbytes} bytes is too large for one record; {_MAX_ENCODED_BYTES} are allowed")
     kernels = _kernels()
@@ -721,19 +712,19 @@ def encode_images(
     header_bytes = _read_only(np.frombuffer(header, np.uint8))
     # Room for the longest stream that a shared code could give for the last image; what is not written costs nothing.
     spare = (kernels.SHARED_LONGEST_BITS - 8) * nbytes // 8 + kernels.TREE_BYTES + kernels.SLACK_BYTES
-    most = max(1, (_MAX_SCRATCH_BYTES - spare) // (len(header) + nbytes))
+    most = max(1, (_MAX_SHARED_BYTES - spare) // (len(header) + nbytes))
     ends = np.empty(most, np.int64)
-    records: list[bytes] = []
+    records: list[memoryview] = []
     for first in range(0, len(stack), most):
         part = addresses[first : first + most]
-        out = scratch.room(part.size * (len(header) + nbytes) + spare)
+        out = np.empty(part.size * (len(header) + nbytes) + spare, np.uint8)
         kernels.encode_records(
             part, nbytes, header_bytes, _COMPRESSION_AT, DATA_COMP_HUFFCODE, out, ends,
             scratch.pair_counts, scratch.joined, scratch.codes, scratch.tree, scratch.shared_joined,
         )  # fmt: skip
-        begin = 0
+        written, begin = _read_only(out).data, 0
         for end in ends[: part.size].tolist():
-            records.append(out[begin:end].tobytes())
+            records.append(written[begin:end])
             begin = end
     return records
 

@@ -499,11 +499,11 @@ def test_a_stack_is_encoded_as_its_images_are(shape: tuple[int, int, int], dtype
     ]
 
 
-def test_a_stack_larger_than_the_scratch_is_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_that_may_not_share_its_memory_is_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = frame(300, (11, 32, 32))
     expected = pzf.encode_images(stack)
     for limit in (1, 5000):  # less than one image; a few
-        monkeypatch.setattr(pzf, "_MAX_SCRATCH_BYTES", limit)
+        monkeypatch.setattr(pzf, "_MAX_SHARED_BYTES", limit)
         assert pzf.encode_images(stack) == expected
 
 

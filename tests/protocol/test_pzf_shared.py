@@ -93,7 +93,7 @@ def test_images_of_a_kind_share_one_code_and_cost_two_percent_at_most() -> None:
     images = noise(2000, 8)
     records = pzf.encode_images(images)
     own = [pzf.encode_image(image) for image in images]
-    assert len({stream_tree(record) for record in records}) == 1
+    assert len({stream_tree(bytes(record)) for record in records}) == 1
     assert len({stream_tree(bytes(record)) for record in own}) == 8
     assert sum(map(len, records)) <= 1.02 * sum(map(len, own))
 
@@ -101,7 +101,7 @@ def test_images_of_a_kind_share_one_code_and_cost_two_percent_at_most() -> None:
 def test_images_of_another_kind_get_another_code() -> None:
     dark, bright = noise(200, 2), noise(20_000, 2)
     records = pzf.encode_images([dark[0], bright[0], bright[1], dark[1]])
-    trees = [stream_tree(record) for record in records]
+    trees = [stream_tree(bytes(record)) for record in records]
     assert trees[1] == trees[2]
     assert len(set(trees)) == 3
     for image, record in zip([dark[0], bright[0], bright[1], dark[1]], records, strict=True):
@@ -173,10 +173,10 @@ def test_records_depend_on_the_images_of_the_call_only() -> None:
         assert pzf.encode_images(images) == expected
 
 
-def test_more_images_than_fit_the_scratch_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_than_may_share_their_memory_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(300, 5)
     for limit in (1, 200_000):
-        monkeypatch.setattr(pzf, "_MAX_SCRATCH_BYTES", limit)
+        monkeypatch.setattr(pzf, "_MAX_SHARED_BYTES", limit)
         for image, record in zip(images, pzf.encode_images(images), strict=True):
             assert np.array_equal(pzf.decode_image(record), image)
             assert record != pzf.encode_image(image)
