@@ -27,10 +27,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("tilecast.commands.replay", "Play a recorded run into a running daemon."),
     "rebuild": ("tilecast.commands.rebuild", "Make the mosaic of a run anew from its frames."),
     "fsck": ("tilecast.commands.fsck", "Check that everything of a run is as it must be."),
+    "seal": ("tilecast.commands.seal", "Drop the recording of a run for good, and keep its mosaic."),
     "runs": ("tilecast.commands.runs", "List the runs on this computer."),
     "info": ("tilecast.commands.info", "Tell everything about one run."),
     "export-png": ("tilecast.commands.export_png", "Save a picture of a run's mosaic, or of a part of it."),
     "bench": ("tilecast.commands.bench", "Measure whether this machine keeps up with a camera."),
+    "keys": ("tilecast.commands.keys", "Make keys for other machines, and show who may connect."),
     "config": ("tilecast.commands.config", "Show all options, their values, and where each came from."),
 }
 """Name: module, which has the command as `command`, and what `--help` says of it; in the order shown."""

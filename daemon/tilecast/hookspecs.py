@@ -6,8 +6,10 @@ A plugin is a module (or an object) with functions named and marked as below, an
     my-plugin = "my_package.my_module"
 
 A function takes those of the arguments below that it needs, by name, so that hooks can get new arguments without
-breaking it. What a plugin raises is logged with its name and counted; it does not stop the daemon. Our own plugins
-come in by the same door and use nothing else of the daemon but this module, `tilecast.testing` and the protocol.
+breaking it. What a plugin raises is logged with its name and counted; it does not stop the daemon. One that hangs is
+not waited for longer than `plugins.timeout_s`, and one that fails again and again is not called any more. Our own
+plugins come in by the same door and use nothing else of the daemon but this module, `tilecast.testing` and the
+protocol.
 
 Examples
 --------
@@ -142,8 +144,8 @@ def tilecast_message_sources(instrument: str) -> Sequence[MessageSource]:  # typ
 def tilecast_committed(commit: Committed) -> None:
     """Be told of a commit, after viewers have been.
 
-    It runs in a thread that all plugins share, behind a queue with a limit: a plugin that is slow misses commits, and
-    sees by `rev` that it did.
+    It runs in a thread that each plugin has for itself, behind a queue with a limit: a plugin that is slow misses
+    commits, and sees by `rev` that it did.
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ _OBJECT_BYTES = 1024
 #: What one call works on at a time may take this part of the budget.
 _PORTION = 4
 #: Tiles without a state are dropped first while they take more than this part of the budget.
-_PLAIN_PART = 4
+_PLAIN_PART = 8
 
 
 @dataclass(frozen=True, slots=True)

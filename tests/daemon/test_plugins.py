@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -163,7 +165,7 @@ class TestCommits:
             for _ in range(5):
                 teller.tell(COMMIT)
         assert teller.n_missed == 3
-        assert {entry["event"] for entry in logs} == {"plugins are slow and missed a commit"}
+        assert {entry["event"] for entry in logs} == {"plugin is slow and missed a commit"}
         assert not teller.close(0.01)
         go_on.set()
         assert teller.close(30)
@@ -218,3 +220,142 @@ class TestSources:
         assert plugins.errors == {"a": 1, "c": 1}
         over = next(entry for entry in logs if "source" in entry)
         assert (over["plugin"], over["source"]) == ("b", "broken")
+
+
+class TestHanging:
+    def test_nobody_waits_longer_than_the_limit_nor_twice(self) -> None:
+        go_on = threading.Event()
+        plugins = Plugins(
+            [("slow", plugin(tilecast_find_calibration=lambda: go_on.wait(30) and None))],
+            timeout_s=0.05,
+            max_failures=3,
+        )
+
+        def find() -> NDArray[Any]:
+            return plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere"))
+
+        with capture_logs() as logs:
+            with pytest.raises(CalibrationError, match=r"the plugin slow failed .* did not return within 0\.05 s"):
+                find()
+            assert plugins.hanging() == {"slow": "tilecast_find_calibration"}
+            for _ in range(2):
+                with pytest.raises(CalibrationError, match="has not come back"):
+                    find()
+            with pytest.raises(UnknownCalibrationError, match="slow failed too often"):
+                find()
+        assert plugins.errors == {"slow": 3}
+        assert "3 times in a row in tilecast_find_calibration" in plugins.disabled["slow"]
+        assert [entry["event"] for entry in logs] == ["plugin failed"] * 3 + ["plugin disabled"]
+        go_on.set()
+
+    def test_one_that_comes_back_is_called_again(self) -> None:
+        go_on, back = threading.Event(), threading.Event()
+
+        def slow() -> NDArray[Any]:
+            go_on.wait(30)
+            back.set()
+            return np.ones((2, 2))
+
+        plugins = Plugins([("slow", plugin(tilecast_find_calibration=slow))], timeout_s=0.05)
+        with capture_logs(), pytest.raises(CalibrationError):
+            plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere"))
+        go_on.set()
+        assert back.wait(30)
+        while plugins.hanging():
+            pass
+        assert plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere")).all()
+        assert plugins.disabled == {}
+
+    def test_the_watch_finds_who_hangs_in_a_commit(self) -> None:
+        entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
+
+        def hangs() -> None:
+            entered.set()
+            go_on.wait(30)
+
+        plugins = Plugins(
+            [
+                ("hangs", plugin(tilecast_committed=hangs)),
+                ("good", plugin(tilecast_committed=lambda commit: commit.rev == 2 and told.set())),
+            ],
+            timeout_s=0.01,
+            max_failures=2,
+        )
+        teller = CommitTeller(plugins, max_waiting=2)
+        with capture_logs() as logs:
+            for rev in (1, 2):
+                teller.tell(replace(COMMIT, rev=rev))
+            assert entered.wait(30)
+            assert told.wait(30), "the others are told all the same"
+            while "hangs" not in plugins.disabled:
+                plugins.watch()
+        assert plugins.errors == {"hangs": 2}
+        assert logs[-1]["event"] == "plugin disabled"
+        assert teller.close(30), "nobody waits for who was given up"
+        go_on.set()
+
+    def test_commits_with_many_tiles_do_not_pile_up(self) -> None:
+        entered, go_on = threading.Event(), threading.Event()
+        teller = CommitTeller(Plugins([("p", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))]))
+        large = replace(COMMIT, tiles=COMMIT.tiles * 150_000)
+        teller.tell(large)
+        assert entered.wait(30)
+        with capture_logs():
+            for _ in range(4):
+                teller.tell(large)
+        assert teller.n_missed == 2
+        go_on.set()
+        assert teller.close(30)
+
+
+class TestDisabling:
+    def test_after_so_many_failures_in_a_row(self) -> None:
+        outcomes = iter([True, True, False, True, True, True, True])
+
+        def sometimes() -> None:
+            if next(outcomes):
+                raise ZeroDivisionError
+
+        plugins = Plugins([("p", plugin(tilecast_committed=sometimes))], max_failures=3)
+        with capture_logs() as logs:
+            for _ in range(7):
+                plugins.committed(COMMIT)
+        assert plugins.errors == {"p": 5}
+        assert next(outcomes) is True, "it was not called any more"
+        assert [entry["event"] for entry in logs].count("plugin disabled") == 1
+
+    @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError])
+    def test_nothing_that_it_raises_gets_out(self, error: type[BaseException]) -> None:
+        class Mute(error):  # type: ignore[misc, valid-type]
+            def __str__(self) -> str:
+                raise ZeroDivisionError
+
+        def quits() -> None:
+            raise Mute
+
+        plugins = Plugins([("p", plugin(tilecast_committed=quits, tilecast_find_calibration=quits))])
+        with capture_logs():
+            plugins.committed(COMMIT)
+            with pytest.raises(CalibrationError, match="the plugin p failed"):
+                plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere"))
+        assert plugins.errors == {"p": 2}
+
+    @pytest.mark.parametrize("image", ["rubbish", np.zeros((2, 2), object), np.zeros((2, 2), complex), 3])
+    def test_what_is_no_image(self, image: object) -> None:
+        plugins = Plugins([("p", plugin(tilecast_find_calibration=lambda: image))])
+        with capture_logs(), pytest.raises(CalibrationError, match=r"the plugin p failed .* array of real numbers"):
+            plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere"))
+        assert plugins.errors == {"p": 1}
+
+    def test_sources_without_end(self) -> None:
+        class Source:
+            name = "one"
+
+            def run(self, emit: Emit, stop: threading.Event) -> None: ...
+
+        endless = plugin(tilecast_message_sources=lambda: itertools.repeat(Source()))
+        nameless = plugin(tilecast_message_sources=lambda: [object()])
+        plugins = Plugins([("endless", endless), ("nameless", nameless)])
+        with capture_logs():
+            assert plugins.message_sources("scope") == []
+        assert plugins.errors == {"endless": 1, "nameless": 1}

@@ -278,9 +278,11 @@ def test_an_unknown_run_is_unknown_to_every_command(station: Station) -> None:
         "report": {},
         "end": {},
         "rebuild": {},
+        "repair": {},
         "rename": {"name": "x"},
         "note": {"text": "x"},
         "delete": {},
+        "seal": {},
     }
     assert {cmd: refusal(station.client, cmd, run=run, **more) for cmd, more in arguments.items()} == dict.fromkeys(
         arguments, "unknown-run"
@@ -706,28 +708,17 @@ def test_a_run_of_long_ago_is_rebuilt(shelf: Shelf) -> None:
     assert_same(stored_mosaic(shelf.root / run), reference(shelf.sent, "newest"))
 
 
-def test_a_recording_has_no_tiles_until_it_is_rebuilt(shelf: Shelf) -> None:
-    run, client = shelf.runs["recorded"], shelf.client
-    [line] = [line for line in client.runs() if line["run"] == run]
-    assert line["state"] == "damaged"
-    assert "rebuild" in line["error"]
-    with pytest.raises(QueryError, match="rebuild") as caught:
-        client.snapshot(run)
-    assert caught.value.code == "failed"
-    client.rebuild(run)
-    assert client.run(run)["state"] == "ended"
+@pytest.mark.parametrize("name", ["recorded", "damaged"])
+def test_a_recording_and_a_ruined_run_get_their_mosaic_from_the_daemon(shelf: Shelf, name: str) -> None:
+    run, client = shelf.runs[name], shelf.client
+    shelf.daemon.wait_logged("repaired", run=run)
+    details = client.run(run)
+    assert (details["state"], details["frames"]) == ("ended", 3)
+    assert details["epoch"] > 10**9
     assert_same(stored_mosaic(shelf.root / run), reference(shelf.sent))
-
-
-def test_a_damaged_run_is_said_to_be_so_and_can_be_rebuilt(shelf: Shelf) -> None:
-    run, client = shelf.runs["damaged"], shelf.client
-    [line] = [line for line in client.runs() if line["run"] == run]
-    assert line["state"] == "damaged"
-    assert refusal(client, "run", run=run) == "failed"
-    assert client.run(shelf.runs["kept"])["state"] == "ended"
     client.rebuild(run)
-    assert_same(stored_mosaic(shelf.root / run), reference(shelf.sent))
-    assert client.run(run)["frames"] == 3
+    assert client.run(run)["epoch"] == details["epoch"] + 1
+    assert client.repair(run) == {"run": run, "done": [], "left": []}
 
 
 def test_a_run_is_deleted(shelf: Shelf) -> None:
@@ -773,9 +764,11 @@ def test_only_operators_give_orders(shelf: Shelf) -> None:
         orders: dict[str, dict[str, Any]] = {
             "end": {"run": run},
             "rebuild": {"run": run},
+            "repair": {"run": run},
             "rename": {"run": run, "name": "mine"},
             "note": {"run": run, "text": "mine"},
             "delete": {"run": run},
+            "seal": {"run": run},
             "reload": {},
         }
         assert {cmd: refusal(stranger, cmd, **arguments) for cmd, arguments in orders.items()} == dict.fromkeys(

@@ -22,6 +22,7 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from tilecast.ingest.verdicts import NO_LONGER
     from tilecast.store.folders import folder_nbytes
     from tilecast.store.sqlite_reader import SqliteReader
 
@@ -30,7 +31,9 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
     with SqliteReader(found.folder) as reader:
         info = reader.info()
         size = reader.size()
-        notes = [event for event in reader.events() if event.name == "note"]
+        events = list(reader.events())
+    notes = [event for event in events if event.name == "note"]
+    sealed = [event for event in events if event.name == "sealed"]
     facts: dict[str, Any] = {
         "run": info.run,
         "name": info.name,
@@ -51,6 +54,9 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
         "start": info.header,
         "frozen at start": info.settings,
         "report": info.report,
+        "sealed_ns": sealed[-1].t_ns if sealed else None,
+        "sealed because of": sealed[-1].detail.get("reason") if sealed else None,
+        "no longer possible": list(NO_LONGER) if info.state == "sealed" else [],
         "notes": [event.detail.get("text", "") for event in notes],
     }
     if as_json:
@@ -58,6 +64,9 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
         return
     for key in ("created_ns", "updated_ns"):
         facts[key.removesuffix("_ns")] = format_time(facts.pop(key))
+    sealed_ns = facts.pop("sealed_ns")
+    if sealed_ns is not None:
+        facts["sealed"] = format_time(sealed_ns)
     for key in ("bytes", "bytes of tiles"):
         facts[key] = format_bytes(facts[key])
     bbox, px_um = info.bbox, info.header.get("px_um")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from tilecast.commands._daemon import daemon_of
 from tilecast.commands._words import describe_ranges
 from tilecast.commands.common import Invocation, find_run, stages_of_progress, tilecast_command
 from tilecast.errors import RunLockedError
 
-_LONGEST_REBUILD_S = 24 * 3600.0
 _MODES = ("feather", "mean", "max", "min", "newest", "nearest")
 
 
@@ -35,7 +33,6 @@ def command(invocation: Invocation, run: str, blend: str | None, rejoin: bool) -
     """
     from tilecast.ingest.live_run import UNPLACED_BECAUSE
     from tilecast.service.rebuild import rebuild_run
-    from tilecast_protocol.client import Client
     from tilecast_protocol.ranges import RangeSet
 
     config = invocation.config
@@ -43,15 +40,10 @@ def command(invocation: Invocation, run: str, blend: str | None, rejoin: bool) -
     with stages_of_progress() as progress:
         try:
             done = rebuild_run(folder, mode=blend, rejoin=rejoin, progress=progress)
-        except RunLockedError:
-            if not config.query:
-                raise
-            with Client(None, config.query) as client:
-                if Path(client.hello()["store"]).resolve() != folder.parent.resolve():
-                    raise  # that daemon has other runs
+        except RunLockedError as locked:
+            with daemon_of(config, folder, locked) as daemon:
                 click.echo("the run is open; the daemon is asked to rebuild it", err=True)
-                client.timeout_s = _LONGEST_REBUILD_S
-                client.rebuild(folder.name, blend=blend, rejoin=rejoin)
+                daemon.rebuild(folder.name, blend=blend, rejoin=rejoin)
             click.echo(f"rebuilt {folder.name}")
             return
     click.echo(f"rebuilt {done.start.run}: {done.n_frames} frames, {done.mode}, epoch {done.commit.epoch}")

@@ -40,7 +40,7 @@ def command(invocation: Invocation) -> None:
     warm_up(modes=sorted({"feather", config.blend.mode}))
     daemon = Daemon(
         config,
-        Plugins.load(),
+        Plugins.load(timeout_s=config.plugins.timeout_s, max_failures=config.plugins.max_failures),
         reload_config=lambda: load(invocation.config_file, invocation.overrides),
     )
     try:

@@ -26,6 +26,8 @@ def command(invocation: Invocation, as_json: bool) -> None:
     if as_json:
         for run in found:
             row: dict[str, object] = {"run": run.run, "folder": str(run.folder), "nbytes": folder_nbytes(run.folder)}
+            if run.info is None:
+                row["state"] = "making" if run.making else "damaged"
             if run.info is not None:
                 row |= {
                     "name": run.info.name,
@@ -48,7 +50,8 @@ def command(invocation: Invocation, as_json: bool) -> None:
     for run in found:
         disk = format_bytes(folder_nbytes(run.folder))
         if run.info is None:
-            table.add_row(run.run[:8], Text(run.error, style="red"), "unreadable", "", "", "", disk)
+            state, style = ("being made", "yellow") if run.making else ("unreadable", "red")
+            table.add_row(run.run[:8], Text(run.error, style=style), state, "", "", "", disk)
             continue
         bbox = run.info.bbox
         table.add_row(

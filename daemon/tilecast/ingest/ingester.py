@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -31,8 +31,9 @@ from tilecast.errors import CalibrationError, StoreError
 from tilecast.geometry import Placement
 from tilecast.ingest.journalled import Journalled, read_record
 from tilecast.ingest.machine import IngestMachine
+from tilecast.ingest.room import Disk, Room, tell
 from tilecast.ingest.sequences import AckTracker
-from tilecast.ingest.syncer import Syncer
+from tilecast.ingest.syncer import Syncable, Syncer
 from tilecast.ingest.verdicts import (
     Accept,
     Drop,
@@ -89,20 +90,22 @@ _KINDS: dict[type[Input], RecordKind] = {
 _MESSAGES_A_TURN = 64  # read from one socket before the others have their turn
 _TICK_S = 0.1
 _ACK_EVERY_S = 0.9
-_FREE_BYTES_EVERY_S = 1.0
 _TYPICAL_FRAME_NBYTES = 8 << 20
 _MAX_UNTOLD = 1024  # refusals kept for a publisher that does not read its acknowledgements
 _UNLOAD_S = 1.0  # what a late image waits for a run that is just being closed
 _LOAD_AGAIN_S = 10.0  # before a run that could not be loaded is tried again
+_RENEW_S = 30.0  # what everybody waits for a run that is closed only to be opened again
+_LOST_AGAIN_S = 60.0  # a journal that fails again within this time is not opened again at once
 _LINGER_MS = 500  # for the last acknowledgements to leave
 
 
 class OpenRun(Protocol):
-    """What this thread needs of a run's folder."""
+    """What this thread needs of a run's folder; `shed` says that its mosaic is to catch up when there is room."""
 
     run: str
     start: Start
     journal: Journal
+    shed: bool
 
     def release(self, *, finished: bool = True) -> None:
         """Close the journal and give the run back; if it is not finished, the next daemon loads it at once."""
@@ -126,6 +129,10 @@ class RunKeeper(Protocol):
 
     def load(self, record: RunRecord) -> tuple[OpenRun, bool]:
         """Open a run that exists, for writing; whether it still lacks a calibration."""
+        ...
+
+    def left_active(self, loaded: Collection[str] = ()) -> list[str]:
+        """Runs, beside those that are loaded, that somebody had loaded and did not give back."""
         ...
 
     def placed_frames(self, run: OpenRun) -> RangeSet:
@@ -217,10 +224,11 @@ class _Peer:
 
 @dataclass(slots=True)
 class _Unloading:
-    """A run that is on its way out: `done` is set when its store has been closed."""
+    """A run that is on its way out: `done` is set when its store has been closed; `lost`, if its journal failed."""
 
     run: OpenRun
     finished: bool = True
+    lost: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -235,8 +243,8 @@ class Ingester:
     keeper : RunKeeper
     sink : Sink
     options : IngesterOptions
-    free_bytes : callable
-        Free room on the store's disk.
+    disk : Disk
+        That of the runs.
     state : callable
         The daemon's state, for acknowledgements.
     on_failure : callable
@@ -255,7 +263,7 @@ class Ingester:
         keeper: RunKeeper,
         sink: Sink,
         options: IngesterOptions,
-        free_bytes: Callable[[], int],
+        disk: Disk,
         state: Callable[[], str],
         on_failure: Callable[[str, BaseException], None],
         recover: Sequence[str] = (),
@@ -268,7 +276,7 @@ class Ingester:
         self._keeper = keeper
         self._sink = sink
         self._options = options
-        self._free_bytes = free_bytes
+        self._disk = disk
         self._state = state
         self._on_failure = on_failure
         self._tracker = AckTracker()
@@ -284,12 +292,20 @@ class Ingester:
         self._wake_lock = threading.Lock()  # held for a moment: orders come until the thread has ended, and none later
         self._ended = False
         self._stopping = False
-        self._free = free_bytes()
-        self._free_at = time.monotonic()
+        self._room = Room.OK
+        self._was_short = False
+        self._wanted: set[str] = set()
+        self._wanted_at = 0.0
+        self._lost_at: dict[str, float] = {}
         self.counters: Counter[str] = Counter()
         self.encode_s = 0.0
         self.append_s = 0.0
-        self.syncer = Syncer(interval_s=options.fsync_interval_s, on_durable=self.wake, on_failure=self._sync_failed)
+        self.syncer = Syncer(
+            interval_s=options.fsync_interval_s,
+            on_durable=self.wake,
+            on_refused=self._refused,
+            on_failure=lambda error: on_failure("fsync", error),
+        )
         self._thread = threading.Thread(target=self._run, name="tilecast-ingest", daemon=True)
 
     # ---- from other threads ------------------------------------------------------------------------------------------
@@ -374,6 +390,32 @@ class Ingester:
 
         self.ask(end)
 
+    def let_go(self, run: str) -> None:
+        """Have a run that is not open closed, so that somebody else may write it; returns when it is.
+
+        Raises
+        ------
+        QueryError
+            `conflict`, if it is open; `busy`, as `ask`, or if it takes long.
+        """
+
+        def leave(machine: IngestMachine) -> _Unloading | None:
+            if run in machine.loaded():
+                if machine.record(run).phase is RunPhase.OPEN:
+                    raise QueryError("conflict", f"run {run} is open; end it first")
+                self._do(machine.let_go(run, time.time_ns()))
+            return self._unloading.get(run)
+
+        leaving = self.ask(leave)
+        if leaving is not None and not leaving.done.wait(_RENEW_S):
+            raise QueryError("busy", f"run {run} is still being written; ask again in a moment")
+        self.ask(lambda _: None)  # it is given back in its turn
+
+    def not_loadable(self) -> dict[str, str]:
+        """Runs that could not be loaded a moment ago, and why."""
+        now = time.monotonic()
+        return {run: why for run, (until, why) in list(self._not_loadable.items()) if now < until}
+
     def emit(self, parts: Sequence[bytes | memoryview]) -> None:
         """Take a message from a plugin as from a socket; waits while ingest is behind."""
         message = list(parts)
@@ -454,6 +496,7 @@ class Ingester:
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._do(self._machine.tick(time.time_ns()))
+                self._look_at_disk()
             self._send_acks()
 
     def _last_messages(self) -> None:
@@ -514,8 +557,98 @@ class Ingester:
                 leaving.finished = False
             self._release(leaving)
 
-    def _sync_failed(self, error: Exception) -> None:
-        self._on_failure("fsync", error)
+    # ---- the disk ----------------------------------------------------------------------------------------------------
+
+    def _look_at_disk(self) -> None:
+        """Say how short room is, end runs when there is none, and catch up when there is some again."""
+        room = self._disk.room()
+        if room is not self._room:
+            self._say_room(room)
+        if room is Room.FULL:
+            for name in self._machine.loaded():
+                if self._machine.record(name).phase is RunPhase.OPEN:
+                    log.error("run ended: the disk is full", run=name)
+                    self._do(self._machine.end_run(name, "disk-reserve", time.time_ns()))
+        if room >= Room.STOP or self._disk.trouble:
+            self._was_short = True
+            return
+        if self._was_short:
+            self._was_short = False
+            self._wanted.update(self._keeper.left_active(self._runs))
+            self._wanted_at = 0.0
+        for run in list(self._runs.values()):
+            if run.shed and run.run not in self._unloading:
+                log.info("the mosaic of a run catches up", run=run.run)
+                self._renew(run.run)
+        if self._wanted and time.monotonic() >= self._wanted_at:
+            for name in list(self._wanted):
+                if name in self._runs:
+                    self._wanted.discard(name)
+                else:
+                    with contextlib.suppress(TilecastError, OSError):  # it has been said; it is tried again
+                        self._load(name)
+                        self._wanted.discard(name)
+            self._wanted_at = time.monotonic() + _LOAD_AGAIN_S
+
+    def _say_room(self, room: Room) -> None:
+        """Once for each step, in the log and to whoever watches a run that is going on."""
+        before, self._room = self._room, room
+        sentence = self._disk.sentence or "there is room again on the disk of the runs"
+        (log.info if room < before else log.warning if room is Room.WARN else log.error)(
+            "room on the disk", room=room.word, before=before.word, message=sentence
+        )
+        detail = {"what": "disk", "room": room.word, "free_bytes": self._disk.free_bytes, "message": sentence}
+        for name in self._machine.loaded():
+            if self._machine.record(name).phase is RunPhase.OPEN and name in self._runs:
+                run = self._runs[name]
+                self._sink.noticed(run, _notice(run.start, "warning", detail))
+
+    def _refused(self, journal: Syncable, error: Exception) -> None:
+        self.order(lambda: self._lost(journal, error))
+
+    def _lost(self, journal: Syncable, error: Exception) -> None:
+        """A journal could not be made durable: nothing of it is believed until it has been opened anew."""
+        run = next((run for run in self._runs.values() if run.journal is journal), None)
+        self._take_durable()
+        tell(self._disk, error)
+        log.error("a journal could not be made durable", run=journal.run, why=str(error))
+        if run is None:
+            self.syncer.forget(journal)
+            return
+        name = run.run
+        if name in self._machine.loaded():
+            self._keep(run)
+            self._machine.forget(name)
+        if self._stopping:
+            return  # it is given back unfinished, and the next daemon opens it anew
+        leaving = self._unloading.get(name)
+        if leaving is not None:
+            leaving.finished, leaving.lost = False, True
+        else:
+            self._unload(name, finished=False, lost=True)
+        now = time.monotonic()
+        why = f"the disk refused to make the run's journal durable: {error}"
+        if now - self._lost_at.get(name, -math.inf) < _LOST_AGAIN_S:
+            self._not_loadable[name] = (now + _LOAD_AGAIN_S, why)
+        else:
+            self._not_loadable.pop(name, None)
+        self._lost_at[name] = now
+        try:
+            self._load(name, _RENEW_S)
+        except (TilecastError, OSError):
+            self._wanted.add(name)
+            self._wanted_at = now + _LOAD_AGAIN_S
+        self._tracker.lose_run(name, "disk-reserve", f"{why}; it was not found again")
+
+    def _renew(self, run: str) -> None:
+        """Close a run and open it again: what its store lacks is then blended from its journal."""
+        self._keep(self._runs[run])
+        self._machine.forget(run)
+        self._unload(run, finished=False)
+        try:
+            self._load(run, _RENEW_S)
+        except (TilecastError, OSError):
+            self._wanted.add(run)
 
     # ---- messages in -------------------------------------------------------------------------------------------------
 
@@ -627,6 +760,10 @@ class Ingester:
     def _accept(self, accept: Accept) -> None:
         message = accept.message
         held = False
+        # An end is let through: it is small, and tells how many images there were.
+        if accept.targets and self._disk.room() is Room.FULL and not isinstance(message, End):
+            self._refuse(accept, "disk-reserve", self._disk.sentence)
+            return
         if accept.opens is not None:
             opened = self._open(accept, accept.opens)
             if opened is None:
@@ -647,6 +784,7 @@ class Ingester:
         try:
             index, ticket = self._journal(accept, stored, was_raw)
         except JournalError as error:
+            tell(self._disk, error)
             if accept.opens is not None:
                 self._discard(accept.opens.run)
             self._refuse(accept, "disk-reserve", f"the journal cannot be written: {error}")
@@ -663,6 +801,9 @@ class Ingester:
 
     def _open(self, accept: Accept, record: RunRecord) -> bool | None:
         """Make the run that a start begins; whether it lacks a calibration, or None if the start was refused."""
+        if self._disk.room() >= Room.STOP:
+            self._refuse(accept, "disk-reserve", self._disk.sentence)
+            return None
         try:
             # Only where nobody can be told to send the start again with all it needs is the run made without.
             one_way = accept.path is not IngestPath.ACK
@@ -671,6 +812,7 @@ class Ingester:
             self._refuse(accept, "calibration-missing", str(error))
             return None
         except (StoreError, JournalError, OSError) as error:
+            tell(self._disk, error)
             self._refuse(accept, "disk-reserve", f"the run's folder cannot be made: {error}")
             return None
         self._runs[run.run] = run
@@ -813,7 +955,12 @@ class Ingester:
 
     # ---- loading and unloading ---------------------------------------------------------------------------------------
 
-    def _load(self, run: str) -> None:
+    def _forget_recent(self, run: str) -> None:
+        """Forget the pixels of a run: what was lost from its journal leaves its numbers to others."""
+        for key in [key for key in self._recent if key[0] == run]:
+            self._recent_nbytes -= self._recent.pop(key)[0].nbytes
+
+    def _load(self, run: str, wait_s: float | None = None) -> None:
         """Open a run's journal and let the machine read it; what is not in its store is then blended.
 
         Raises
@@ -825,9 +972,10 @@ class Ingester:
         if time.monotonic() < until:
             raise StoreError(why)
         try:
-            self._await_unloaded(run)
+            self._await_unloaded(run, _UNLOAD_S if wait_s is None else wait_s)
             self._recover(run)
         except (TilecastError, OSError) as error:
+            tell(self._disk, error)
             log.error("run cannot be loaded; the others go on", run=run, why=str(error))
             now = time.monotonic()
             still = {other: entry for other, entry in self._not_loadable.items() if entry[0] > now}
@@ -869,9 +1017,9 @@ class Ingester:
             self._tracker.recovered(item.message.src, item.message.boot, item.message.seq, record.acked_seq)
             yield item
 
-    def _unload(self, run: str, *, finished: bool = True) -> None:
+    def _unload(self, run: str, *, finished: bool = True, lost: bool = False) -> None:
         """Have a run finished, and then give it back."""
-        leaving = self._unloading[run] = _Unloading(self._runs[run], finished)
+        leaving = self._unloading[run] = _Unloading(self._runs[run], finished, lost)
 
         def done() -> None:
             leaving.done.set()
@@ -889,26 +1037,26 @@ class Ingester:
         except (TilecastError, OSError) as error:
             log.error("run was not closed in good order", run=run.run, why=str(error))
         else:
-            self._tracker.close_run(run.run)
+            # Of a journal that failed nothing is durable for having been closed.
+            if self.syncer.refusal(run.journal) is None and not leaving.lost:
+                self._tracker.close_run(run.run)
+        self._forget_recent(run.run)
+        self.syncer.forget(run.journal)
         # Only now: whoever sees that it is not loaded may want to lock it.
         self._unloading.pop(run.run, None)
         del self._runs[run.run]
 
-    def _await_unloaded(self, run: str) -> None:
+    def _await_unloaded(self, run: str, wait_s: float) -> None:
         """If a run is just being unloaded, wait for that: it is a matter of one commit, if it is not rebuilt."""
         leaving = self._unloading.get(run)
         if leaving is not None:
-            if not leaving.done.wait(_UNLOAD_S):
+            if not leaving.done.wait(wait_s):
                 raise StoreError(f"run {run} is still being written; send this again in a moment")
             self._release(leaving)
 
     def _reload(self, run: str) -> None:
         """A calibration that was missing has come: begin anew with it."""
-        self._keeper.keep(self._runs[run], self._machine.record(run))
-        self._machine.forget(run)
-        self._unload(run)
-        with contextlib.suppress(TilecastError, OSError):  # it has been said; the next message for it tries again
-            self._load(run)
+        self._renew(run)
 
     # ---- acknowledgements --------------------------------------------------------------------------------------------
 
@@ -962,8 +1110,6 @@ class Ingester:
             if upto == peer.acked and len(rejected) == len(peer.untold) and not due:
                 continue
             peer.acked, peer.acked_at = upto, now
-            if now - self._free_at > _FREE_BYTES_EVERY_S:
-                self._free, self._free_at = self._free_bytes(), now
             told = self._answer(
                 peer,
                 Ack(
@@ -973,7 +1119,7 @@ class Ingester:
                     credit=self._credit(),
                     rejected=tuple(rejected),
                     state=self._state(),
-                    free_bytes=self._free,
+                    free_bytes=self._disk.free_bytes,
                 ),
             )
             peer.untold = [] if told else rejected[-_MAX_UNTOLD:]

@@ -307,6 +307,13 @@ class IngestMachine:
         live = self._runs[run]
         return [*live.move_to(RunPhase.ENDED, now_ns, reason), *live.tick(now_ns)]
 
+    def let_go(self, run: str, now_ns: int) -> list[Effect]:
+        """Unload a loaded run that is not open, now; KeyError if it is not loaded."""
+        live = self._runs.pop(run)
+        # A report that is due would never be issued.
+        effects = live.tick(max(now_ns, live.report_due_ns or 0))
+        return [*effects, Unload(run, live.counts_to_keep())]
+
     def calibrated(self, run: str) -> list[Effect]:
         """A calibration that a loaded run lacked is there now; KeyError if it is not loaded."""
         return [Reload(run)] if self._runs[run].held else []

@@ -3,16 +3,16 @@
     ok ──▶ warn ──▶ stop ──▶ full
 
 At `warn` people are told. At `stop` no run is begun, and what can be made again, the mosaic, is not written any more;
-images still go into their journals. A disk is `full` when a journal could not be written for want of room: then the runs
-that are open are ended, with their reports. Nothing here measures anything; `service.disk` does.
+images still go into their journals. A disk is `full` when a journal could not be written for want of room: then the
+runs that are open are ended, with their reports. Nothing here measures anything; `service.disk` does.
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
-
 
 
 class Room(IntEnum):
@@ -71,6 +71,21 @@ def next_room(before: Room, free_bytes: int, total_bytes: int, reserves: Reserve
     return Room.OK
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room, as far as the error or its cause says."""
+    return _number(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether it failed because the disk did, or can only be read."""
+    return _number(error) in (errno.EIO, errno.EROFS)
+
+
+def _number(error: BaseException) -> int | None:
+    own = getattr(error, "errno", None)
+    return own if own is not None else getattr(error.__cause__, "errno", None)
+
+
 class Disk(Protocol):
     """What threads ask of the disk of the runs, and tell of it; from any thread."""
 
@@ -96,19 +111,15 @@ class Disk(Protocol):
         """What is so, with numbers, and what to do; empty while there is room."""
         ...
 
+    @property
+    def trouble(self) -> str:
+        """The write that failed last for another reason than want of room, while that is not over."""
+        ...
 
-class EndlessDisk:
-    """One that never gets full: for programs that do not look."""
 
-    free_bytes = 1 << 62
-    sentence = ""
-
-    def room(self) -> Room:
-        """There is always room."""
-        return Room.OK
-
-    def ran_out(self, room: Room) -> None:
-        """Never."""
-
-    def failed(self, why: str) -> None:
-        """Never."""
+def tell(disk: Disk, error: BaseException) -> None:
+    """Tell a disk of a write that failed, whatever the reason."""
+    if is_full(error):
+        disk.ran_out(Room.FULL)
+    elif is_broken(error):
+        disk.failed(str(error))

@@ -268,6 +268,8 @@ class AckTracker:
         while waiting and waiting[0][0] <= lsn:
             _, source, seq = waiting.popleft()
             state = self._state(source)
+            if seq not in state.unsettled:
+                continue  # it was lost from another journal, and refused
             state.unsettled[seq] -= 1
             if not state.unsettled[seq]:
                 del state.unsettled[seq]
@@ -280,6 +282,14 @@ class AckTracker:
         state = self._state((src, boot))
         state.settle_below(acked_seq + 1)
         state.settle(seq)
+
+    def lose_run(self, run: str, reason: str, message: str) -> None:
+        """The journal of a run could not be synced, and has been read again: what was not found in it is refused."""
+        for _, (src, boot), seq in self._waiting.pop(run, ()):
+            state = self._state((src, boot))
+            if state.unsettled.pop(seq, None) is not None and seq not in state.settled:
+                self.rejected(src, boot, seq, reason, message)
+        self._durable.pop(run, None)
 
     def close_run(self, run: str) -> None:
         """The journal of a run was closed, synced: no more will be said of it."""

@@ -154,6 +154,8 @@ class Syncer:
             refused: list[tuple[Syncable, Exception]] = []
             try:
                 for journal in journals:
+                    if id(journal) in self._refused:
+                        continue  # it was written to while it was refused
                     try:
                         synced.append((journal.run, journal.sync()))
                     except OSError as error:
@@ -166,12 +168,12 @@ class Syncer:
                 return
             with self._condition:
                 # Known before the ticket moves: nobody may take a record of these for durable.
-                self._refused |= {id(journal): (journal, error) for journal, error in refused}
+                self._refused |= {id(one): (one, why) for one, why in refused}
                 self._durable = ticket
                 self._news += synced
                 self._n_syncs += 1
                 self._sync_s += time.monotonic() - began
                 self._condition.notify_all()
-            for journal, error in refused:
-                self._on_refused(journal, error)
+            for one, why in refused:
+                self._on_refused(one, why)
             self._on_durable()

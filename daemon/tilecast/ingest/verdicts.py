@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tilecast.geometry import Placement
 from tilecast_protocol.messages import End, Event, Heartbeat, Image, Stage, Start
@@ -37,6 +37,10 @@ class RunPhase(StrEnum):
     IDLE = "idle"
     ENDED = "ended"
     SEALED = "sealed"
+
+
+NO_LONGER: Final = ("rebuild", "replay", "late frames", "another blend mode", "registration")
+"""What a sealed run is past, because it needs the journal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

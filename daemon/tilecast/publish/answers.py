@@ -134,11 +134,11 @@ def tile(reader: TileReader, query: dict[str, Any]) -> Answer:
     return Answer({"rev": stored.rev, "coverage": "mask"}, (stored.pzf, bits))
 
 
-def region(reader: TileReader, query: dict[str, Any], max_pixels: int) -> Answer:
+def region(reader: TileReader, query: dict[str, Any], max_pixels: int, max_tiles: int) -> Answer:
     """One array assembled from tiles, and its coverage."""
     info = reader.info()
     bounds = Rect(*query["bounds"])
-    check_region(info, query["level"], bounds, max_pixels)
+    check_region(info, query["level"], bounds, max_pixels, max_tiles)
     found = read_region(reader, info, PlaneKey(*query["tcz"]), query["level"], bounds, fill=query["fill"])
     as_pzf = query["codec"] == "pzf"
     payload: list[Buffer] = [pzf.encode_image(found.pixels) if as_pzf else found.pixels.data.cast("B")]
@@ -182,7 +182,7 @@ def placements(reader: TileReader, query: dict[str, Any], unplaced: dict[str, An
     return Answer(values)
 
 
-def check_region(info: RunInfo, level: int, bounds: Rect, max_pixels: int) -> None:
+def check_region(info: RunInfo, level: int, bounds: Rect, max_pixels: int, max_tiles: int) -> None:
     """Refuse a region that is too large or of a level that is not there; before anything is allocated.
 
     Raises
@@ -196,6 +196,14 @@ def check_region(info: RunInfo, level: int, bounds: Rect, max_pixels: int) -> No
         raise QueryError(
             "too-large",
             f"a region may have {max_pixels} pixels (viewers.max_region_pixels), this one has {pixels}: "
+            "ask for a higher level, or in parts",
+        )
+    size = int(info.settings["tile_size"])
+    n_tiles = (-(-bounds.row1 // size) - bounds.row0 // size) * (-(-bounds.col1 // size) - bounds.col0 // size)
+    if n_tiles > max_tiles:
+        raise QueryError(
+            "too-large",
+            f"a region may touch {max_tiles} tiles (viewers.max_snapshot_tiles), this one touches {n_tiles}: "
             "ask for a higher level, or in parts",
         )
 

@@ -1,9 +1,10 @@
 """The query socket: checks what is asked, has it answered by reader threads, sends what they answer.
 
 The socket belongs to the asyncio loop; every answer is worked out in a small pool of threads, each with read-only
-connections of its own, so that no question, however large, makes another wait for long, and none touches ingest. A
-viewer may have a few questions in flight, and some answers that it has not read; above that it is told `busy`, and the
-others do not notice.
+connections of its own, so that no question, however large, makes another wait for long, and none touches ingest.
+Viewers take turns: each has one question answered, then the next has. A viewer may have so many questions in flight, so
+many in a second, and so many bytes of answers that it has not read; above that it is told `busy`, one that goes on
+regardless is not even told, and the others do not notice.
 
 Where a question is about the daemon rather than a store, or is an order of an operator, it is handed to `Operations`,
 which the service implements.
@@ -12,8 +13,9 @@ which the service implements.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -35,12 +37,13 @@ from tilecast_protocol.queries import COMMANDS, QueryId, make_error, make_reply,
 
 log = structlog.get_logger()
 
-MAX_IN_FLIGHT = 64
 MAX_UNREAD_NBYTES = 256 << 20
+MAX_UNREAD_NBYTES_OF_ALL = 1 << 30
 _MAX_IN_FLIGHT_OF_ALL = 1024
 _MAX_OPEN_READERS = 32
 _MAX_ORDERS = 8
-_LARGE_NBYTES = 1 << 20  # answers that are kept an eye on until they have left
+_LARGE_NBYTES = 1 << 16  # answers that are kept an eye on until they have left; smaller ones the socket's mark bounds
+_MANY_VIEWERS = 256  # above it, those that have nothing to do with us any more are forgotten
 
 
 class Operations(Protocol):
@@ -56,6 +59,10 @@ class Operations(Protocol):
 
     def health(self) -> dict[str, Any]:
         """State, and why not ready."""
+        ...
+
+    def damaged(self) -> dict[str, str]:
+        """Runs of which something is wrong that could not be repaired, and what."""
         ...
 
     def unplaced(self, run: str) -> dict[str, Any] | None:
@@ -88,6 +95,59 @@ class _Order(NamedTuple):
     query: dict[str, Any]
 
 
+class Viewer:
+    """What one connection has asked and not read yet, and how fast it asks. Of the loop's thread alone.
+
+    Parameters
+    ----------
+    per_s : float
+        Questions that it may ask per second, as many at once as in one second.
+    now_s : float
+        A monotonic clock.
+    """
+
+    def __init__(self, per_s: float, now_s: float) -> None:
+        self._per_s = per_s
+        self._tokens = per_s
+        self._at_s = now_s
+        self._unread: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self.n_in_flight = 0
+        self.unread_nbytes = 0
+
+    def ask(self, now_s: float) -> float:
+        """Take note of a question; below 0, it is one too many, and at minus `per_s` it is not worth an answer."""
+        self._tokens = min(self._per_s, self._tokens + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        self._tokens = max(-self._per_s, self._tokens - 1)
+        return self._tokens
+
+    def sent(self, tracker: zmq.MessageTracker, nbytes: int) -> None:
+        """Take note of an answer that has not left yet."""
+        self._unread.append((tracker, nbytes))
+        self.unread_nbytes += nbytes
+
+    def look(self) -> int:
+        """Bytes of answers that have not left yet, roughly."""
+        while self._unread and self._unread[0][0].done:
+            self.unread_nbytes -= self._unread.popleft()[1]
+        return self.unread_nbytes
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether forgetting it changes nothing."""
+        return (
+            not self.n_in_flight
+            and not self.look()
+            and self._tokens + (now_s - self._at_s) * self._per_s >= self._per_s
+        )
+
+
+class _Question(NamedTuple):
+    """A request on its way to a thread."""
+
+    envelope: list[bytes]
+    parts: list[zmq.Frame]
+
+
 class QueryServer:
     """Answers queries.
 
@@ -106,6 +166,10 @@ class QueryServer:
         Size of the pool.
     max_region_pixels, max_tiles : int
         Limits of `region`, and of a page.
+    max_in_flight : int
+        Questions of one viewer that may wait.
+    max_per_s : float
+        Questions that one viewer may ask per second.
     """
 
     def __init__(
@@ -118,6 +182,8 @@ class QueryServer:
         threads: int,
         max_region_pixels: int,
         max_tiles: int,
+        max_in_flight: int,
+        max_per_s: float,
     ) -> None:
         self._socket = socket
         self._root = root
@@ -128,8 +194,11 @@ class QueryServer:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tilecast-read")
         self._order_pool = ThreadPoolExecutor(_MAX_ORDERS, thread_name_prefix="tilecast-order")
         self._readers = OpenReaders(self._open_run, _MAX_OPEN_READERS)
-        self._in_flight: Counter[bytes] = Counter()
-        self._unread: list[tuple[bytes, zmq.MessageTracker, int]] = []
+        self._max_in_flight = max_in_flight
+        self._max_per_s = max_per_s
+        self._viewers: dict[bytes, Viewer] = {}
+        self._waiting: OrderedDict[bytes, deque[_Question]] = OrderedDict()  # by viewer, whose turn it is first
+        self._n_idle = threads
         self._tasks: set[asyncio.Task[None]] = set()
         self.n_queries: Counter[str] = Counter()
         self.n_errors: Counter[str] = Counter()
@@ -156,52 +225,91 @@ class QueryServer:
             rest = rest[1:]
         if not rest:
             return
-        if self._in_flight[envelope[0]] >= MAX_IN_FLIGHT:
-            task = self._busy(envelope, rest[0], f"{MAX_IN_FLIGHT} of your questions wait already")
-        elif len(self._tasks) >= _MAX_IN_FLIGHT_OF_ALL:
-            task = self._busy(envelope, rest[0], f"{_MAX_IN_FLIGHT_OF_ALL} questions wait already")
+        viewer = self._viewer(envelope[0])
+        tokens = viewer.ask(time.monotonic())
+        if tokens <= -self._max_per_s:
+            self.n_errors["unanswered"] += 1
+        elif tokens < 0:
+            self._busy(envelope, rest[0], f"you ask more than {self._max_per_s:g} questions per second")
+        elif viewer.n_in_flight >= self._max_in_flight:
+            self._busy(envelope, rest[0], f"{self._max_in_flight} of your questions wait already")
+        elif sum(map(len, self._waiting.values())) >= _MAX_IN_FLIGHT_OF_ALL:
+            self._busy(envelope, rest[0], f"{_MAX_IN_FLIGHT_OF_ALL} questions wait already")
         else:
-            self._in_flight[envelope[0]] += 1
-            task = asyncio.ensure_future(self._answer(envelope, rest))
+            viewer.n_in_flight += 1
+            self._waiting.setdefault(envelope[0], deque()).append(_Question(envelope, rest))
+            self._hand_out()
+
+    def _viewer(self, identity: bytes) -> Viewer:
+        now_s = time.monotonic()
+        if identity not in self._viewers and len(self._viewers) >= _MANY_VIEWERS:
+            self._viewers = {known: viewer for known, viewer in self._viewers.items() if not viewer.is_over(now_s)}
+        return self._viewers.setdefault(identity, Viewer(self._max_per_s, now_s))
+
+    def _busy(self, envelope: list[bytes], request: zmq.Frame, why: str) -> None:
+        log.warning("viewer asks too much", address=_address(request), why=why)
+        busy = QueryError("busy", f"{why}; ask when one is answered")
+        self._begin(self._send(envelope, self._refuse(query_id(request), busy)))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _busy(self, envelope: list[bytes], request: zmq.Frame, why: str) -> asyncio.Task[None]:
-        busy = QueryError("busy", f"{why}; ask when one is answered")
-        return asyncio.ensure_future(self._send(envelope, self._refuse(query_id(request), busy)))
+    def _hand_out(self) -> None:
+        """Give questions to threads that are idle, one of each viewer in turn."""
+        while self._n_idle and self._waiting:
+            identity, questions = self._waiting.popitem(last=False)
+            question = questions.popleft()
+            if questions:
+                self._waiting[identity] = questions
+            self._n_idle -= 1
+            self._begin(self._answer(question))
 
-    def _unread_nbytes(self, viewer: bytes) -> int:
-        """What a viewer has been answered and has not read, roughly; from any thread."""
-        return sum(nbytes for who, tracker, nbytes in tuple(self._unread) if who == viewer and not tracker.done)
+    def _too_much_unread(self, viewer: Viewer) -> str:
+        """Why a viewer gets no more answers for now, if it does not."""
+        if viewer.look() > MAX_UNREAD_NBYTES:
+            return "you have not read the answers to your questions; read them"
+        if viewer.unread_nbytes and sum(one.look() for one in self._viewers.values()) > MAX_UNREAD_NBYTES_OF_ALL:
+            return "viewers, you among them, have not read their answers; read them"
+        return ""
 
-    async def _answer(self, envelope: list[bytes], request: list[zmq.Frame]) -> None:
+    async def _answer(self, question: _Question) -> None:
+        envelope, request = question
+        viewer = self._viewer(envelope[0])
         try:
             loop = asyncio.get_running_loop()
-            operator = self._is_operator(request[0])
-            reply = await loop.run_in_executor(self._pool, self._reply, envelope[0], request, operator)
+            try:
+                if why := self._too_much_unread(viewer):
+                    self._busy(envelope, request[0], why)
+                    return
+                operator = self._is_operator(request[0])
+                reply = await loop.run_in_executor(self._pool, self._reply, request, operator)
+            finally:
+                self._n_idle += 1
+                self._hand_out()
             if isinstance(reply, _Order):
                 reply = await loop.run_in_executor(self._order_pool, self._carry_out, reply)
             await self._send(envelope, reply)
         finally:
-            self._in_flight[envelope[0]] -= 1
-            if not self._in_flight[envelope[0]]:
-                del self._in_flight[envelope[0]]
+            viewer.n_in_flight -= 1
 
     async def _send(self, envelope: list[bytes], reply: list[Buffer]) -> None:
         frames: list[Any] = [*envelope, *reply]
-        self._unread = [entry for entry in self._unread if not entry[1].done]
+        viewer = self._viewer(envelope[0])
         for number, part in enumerate(reply, len(envelope)):
             nbytes = memoryview(part).nbytes
             if nbytes >= _LARGE_NBYTES:
                 frames[number] = frame = zmq.Frame(part, track=True, copy=False)
                 assert frame.tracker is not None, "it was asked for"
-                self._unread.append((envelope[0], frame.tracker, nbytes))
+                viewer.sent(frame.tracker, nbytes)
         try:
             await self._socket.send_multipart(frames, copy=False, flags=zmq.DONTWAIT)
-        except zmq.Again:
-            self.n_errors["unsent"] += 1  # a viewer that does not read its answers; it will ask again, or not
+        except zmq.ZMQError:
+            # It does not read its answers (EAGAIN), or has gone (EHOSTUNREACH): it will ask again, or not.
+            self.n_errors["unsent"] += 1
 
-    def _reply(self, viewer: bytes, request: list[zmq.Frame], operator: bool) -> list[Buffer] | _Order:
+    def _reply(self, request: list[zmq.Frame], operator: bool) -> list[Buffer] | _Order:
         """The whole answer to one request, or the order that it is; in a thread of the pool."""
         number = None
         try:
@@ -209,8 +317,6 @@ class QueryServer:
                 raise QueryError("malformed", f"a request is one part; {len(request)} came")
             number = query_id(request[0])
             query = parse_query(request[0])
-            if self._unread_nbytes(viewer) > MAX_UNREAD_NBYTES:
-                raise QueryError("busy", "you have not read the answers to your questions; read them, then ask again")
         except QueryError as error:
             return self._refuse(number, error)
         cmd = query["cmd"]
@@ -275,17 +381,23 @@ class QueryServer:
                 case "tile":
                     return answers.tile(reader, query)
                 case "region":
-                    return answers.region(reader, query, self._max_region_pixels)
+                    return answers.region(reader, query, self._max_region_pixels, self._max_tiles)
                 case cmd:
                     raise QueryError("unknown-command", f"nothing is known of {cmd}")
 
     def _runs(self) -> list[dict[str, Any]]:
-        return [
-            {"run": found.run, "state": "damaged", "error": found.error}
-            if found.info is None
-            else answers.run_summary(found.info, folder_nbytes(found.folder))
-            for found in list_runs(self._root)
-        ]
+        damaged = self._operations.damaged()
+        rows = []
+        for found in list_runs(self._root):
+            if found.info is None:
+                is_making = found.making and found.run not in damaged
+                row = {"run": found.run, "state": "making" if is_making else "damaged", "error": found.error}
+            else:
+                row = answers.run_summary(found.info, folder_nbytes(found.folder))
+                if found.run in damaged:
+                    row["error"] = damaged[found.run]
+            rows.append(row)
+        return rows
 
     def _report(self, run: str) -> dict[str, Any]:
         live = self._operations.live_report(run)
@@ -314,3 +426,11 @@ class QueryServer:
     def forget(self, run: str) -> None:
         """Close what is open of a run; it is about to be deleted."""
         self._readers.forget(run)
+
+
+def _address(frame: zmq.Frame) -> str:
+    """Where a request came from; empty for this machine's files."""
+    try:
+        return str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return ""

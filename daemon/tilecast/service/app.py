@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import signal
 import threading
 import time
@@ -33,26 +32,33 @@ import zmq
 import zmq.asyncio
 from numpy.typing import NDArray
 
-from tilecast.errors import ConfigError
+from tilecast.errors import ConfigError, StoreError
 from tilecast.geometry import Placement
 from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
-from tilecast.ingest.verdicts import IngestPath
+from tilecast.ingest.room import Room
+from tilecast.ingest.verdicts import NO_LONGER, IngestPath
 from tilecast.plugins import CommitTeller, Plugins, SourceThreads
 from tilecast.publish.notifier import Notifier
 from tilecast.publish.query_server import QueryServer
 from tilecast.queues import ByteQueue
 from tilecast.service.blender import Blender, BlendItem, Placed, Rebuild, Unload
-from tilecast.service.committer import Committer, Marked, Opened, StoreItem
+from tilecast.service.committer import MAX_ANNOUNCED_TILES, Committer, Marked, Opened, StoreItem, rect_um
 from tilecast.service.config import Config, options
 from tilecast.service.cpu import StageCpu
+from tilecast.service.disk import DiskWatch, reserves_of
+from tilecast.service.fsck import describe
 from tilecast.service.keeper import Keeper
 from tilecast.service.logging import summarise_floods
+from tilecast.service.mender import Mender, make_room
 from tilecast.service.rates import Rates
 from tilecast.service.rebuild import rebuild_run
+from tilecast.service.repair import Change, Repaired, repair_run
+from tilecast.service.retention import Policy, Retention
 from tilecast.service.runs import Run
 from tilecast.service.settings import ingest_settings, ingester_options
 from tilecast.service.sockets import Socket, Sockets
+from tilecast.store.tile_store import RunInfo
 from tilecast_protocol.errors import QueryError
 from tilecast_protocol.messages import DaemonHeartbeat, RunNotice, RunRev, Tiles
 
@@ -154,7 +160,19 @@ class Daemon:
         notify: Socket | None,
     ) -> None:
         config = self._config
+        self._disk = DiskWatch(self._root, reserves_of(config))
         self._keeper = Keeper(config, self._plugins)
+        self._retention = Retention(
+            self._root,
+            Policy.of(config),
+            let_go=lambda run: self._ingester.let_go(run),
+            on_sealed=self._tell_sealed,
+            may_check=lambda: self._disk.room() < Room.STOP,
+        )
+        self._keeper.give_way = self._retention.give_way
+        left_active = self._keeper.left_active()
+        make_room(self._root, left_active)
+        self._mender = Mender(self._root, self._mend)
         self._blend_queue: ByteQueue[BlendItem] = ByteQueue("blend", config.blend.queue_bytes)
         self._store_queue: ByteQueue[StoreItem] = ByteQueue("store", config.store.queue_bytes)
 
@@ -186,15 +204,16 @@ class Daemon:
             keeper=self._keeper,
             sink=_Pipeline(self._blend_queue, self._notifier),
             options=ingester_options(config, recent_bytes=config.blend.queue_bytes),
-            free_bytes=self._free_bytes,
+            disk=self._disk,
             state=lambda: self._state,
             on_failure=failed,
-            recover=self._keeper.left_active(),
+            recover=left_active,
             on_recovered=self._recovered,
         )
         self._committer = Committer(
             self._store_queue,
             syncer=self._ingester.syncer,
+            disk=self._disk,
             announcer=self._notifier,
             on_committed=self._blender.committed,
             tell_plugins=self._teller.tell,
@@ -212,6 +231,8 @@ class Daemon:
     def _recovered(self) -> None:
         if self._state == "catching-up":
             self._state = "ready"
+        self._retention.start()
+        self._mender.start()
 
     async def _serve_viewers(self, query: Socket | None, is_operator: Callable[[zmq.Frame], bool]) -> None:
         tasks = [asyncio.ensure_future(self._heartbeat())]
@@ -224,6 +245,8 @@ class Daemon:
                 threads=self._config.viewers.threads,
                 max_region_pixels=self._config.viewers.max_region_pixels,
                 max_tiles=self._config.viewers.max_snapshot_tiles,
+                max_in_flight=self._config.viewers.max_in_flight,
+                max_per_s=self._config.viewers.max_request_rate,
             )
             self._query_server = server
             tasks.append(asyncio.ensure_future(server.serve()))
@@ -248,6 +271,8 @@ class Daemon:
     def _drain(self) -> None:
         """Let everything that was read go its way to the end; in a thread, because it waits."""
         self._no_more_rebuilds = True
+        self._mender.stop()
+        self._retention.stop()
         self._committer.abandon()
         self._sources.close()
         self._ingester.stop()
@@ -259,13 +284,29 @@ class Daemon:
         self._committer.join()
         self._ingester.close_runs(finish=False)  # those of a daemon that has failed
         self._teller.close()
+        self._disk.close()
 
     async def _heartbeat(self) -> None:
         while True:
             self._rates.sample(time.monotonic(), self._counters())
             self._notifier.announce(self._hb_message())
+            self._plugins.watch()
             summarise_floods()
+            self._have_mended()
             await asyncio.sleep(_HEARTBEAT_S)
+
+    def _have_mended(self) -> None:
+        """Have what cannot be loaded, or is stuck, repaired; each once."""
+        # Nothing can be repaired without room, and what lacks only that goes on by itself.
+        if self._state == "ready" and self._disk.room() < Room.STOP and not self._disk.trouble:
+            stuck = (run.run for run in self._stuck() if not run.shed)
+            for run in (*self._ingester.not_loadable(), *stuck):
+                self._mender.mend(run)
+
+    def _stuck(self) -> list[Run]:
+        """Loaded runs whose mosaic does not go on."""
+        loaded = [self._ingester.run_loaded(name) for name in self._ingester.loaded()]
+        return [run for run in loaded if isinstance(run, Run) and run.stuck]
 
     def _counters(self) -> dict[str, float]:
         """What `stats` tells the rates of."""
@@ -283,7 +324,7 @@ class Daemon:
             state=self._state,
             runs=tuple(RunRev(run, epoch, rev) for run, (epoch, rev) in self._committer.revs().items()),
             wal_bytes=self._committer.wal_bytes(),
-            free_bytes=self._free_bytes(),
+            free_bytes=self._disk.free_bytes,
         )
 
     # ---- what queries ask of the daemon (query_server.Operations) ----------------------------------------------------
@@ -331,8 +372,10 @@ class Daemon:
                 "wait_durable_s": committed.wait_durable_s,
                 "n_retries": committed.n_retries,
                 "wal_bytes": self._committer.wal_bytes(),
-                "free_bytes": self._free_bytes(),
+                "free_bytes": self._disk.free_bytes,
             },
+            "disk": self._disk.stats(),
+            "retention": self._retention.stats(),
             "latency_ms": {
                 "n": len(latencies),
                 "p50": _percentile_ms(latencies, 0.5),
@@ -340,7 +383,14 @@ class Daemon:
                 "max": _percentile_ms(latencies, 1.0),
             },
             "notify": {slot: getattr(found, slot) for found in (self._notifier.stats(),) for slot in found.__slots__},
-            "plugins": {"names": self._plugins.names, "failed": self._plugins.failed, "errors": self._plugins.errors},
+            "plugins": {
+                "names": self._plugins.names,
+                "failed": self._plugins.failed,
+                "errors": self._plugins.errors,
+                "hanging": self._plugins.hanging(),
+                "disabled": self._plugins.disabled,
+                "n_missed_commits": self._teller.n_missed,
+            },
         }
 
     def health(self) -> dict[str, Any]:
@@ -350,18 +400,26 @@ class Daemon:
             problems.append(f"the daemon is {self._state}")
         if not self._blend_queue.has_room:
             problems.append("frames come faster than they can be blended; publishers are slowed")
+        if self._disk.room() is not Room.OK:
+            problems.append(self._disk.sentence)
+        if self._disk.trouble:
+            problems.append(f"the disk does not take what is written: {self._disk.trouble}")
+        problems += [f"run {run} cannot be loaded: {why}" for run, why in self._ingester.not_loadable().items()]
         loaded = self._ingester.loaded()
-        for name in loaded:
-            run = self._ingester.run_loaded(name)
-            if isinstance(run, Run) and run.stuck:
-                problems.append(f"the mosaic of run {name} is stuck: {run.stuck}")
+        problems += [f"the mosaic of run {run.run} is stuck: {run.stuck}" for run in self._stuck()]
+        problems += [f"run {run} is damaged: {why}" for run, why in self.damaged().items()]
         return {
             "state": self._state,
             "ready": self._state == "ready",
             "problems": problems,
-            "free_bytes": self._free_bytes(),
+            "free_bytes": self._disk.free_bytes,
+            "disk": self._disk.room().word,
             "runs": loaded,
         }
+
+    def damaged(self) -> dict[str, str]:
+        """Runs of which something is wrong that could not be repaired, and what."""
+        return self._mender.beyond()
 
     def unplaced(self, run: str) -> dict[str, Any] | None:
         """Frames of a loaded run that have no place yet, as ranges by the reason."""
@@ -394,8 +452,12 @@ class Daemon:
                 return self._mark(query["run"], note=query["text"])
             case "rebuild":
                 return self._rebuild(query)
+            case "repair":
+                return self._repair(query["run"])
             case "delete":
                 return self._delete(query["run"])
+            case "seal":
+                return self._seal(query["run"], force=query["force"])
             case "reload":
                 return self._reload()
         raise QueryError("unknown-command", f"no operator command {query['cmd']}")
@@ -424,7 +486,17 @@ class Daemon:
             raise QueryError("busy", "the daemon is stopping; ask again when it has started")
 
     def _rebuild(self, query: dict[str, Any]) -> dict[str, Any]:
-        run = query["run"]
+        self._while_closed(query["run"], lambda loaded: self._make_anew(query, loaded))
+        return {"run": query["run"]}
+
+    def _repair(self, run: str) -> dict[str, Any]:
+        repaired: list[Repaired] = []
+        self._while_closed(run, lambda loaded: repaired.append(self._make_good(run, loaded)))
+        [found] = repaired
+        return {"run": run, "done": list(found.done), "left": [describe(finding) for finding in found.left]}
+
+    def _while_closed(self, run: str, work: Callable[[Run | None], None]) -> None:
+        """Do `work` on a run while nobody has its store open, and its images, if it is loaded, are still journalled."""
         self._known(run)
         with self._rebuilds_lock:
             if run in self._rebuilds:
@@ -434,21 +506,20 @@ class Daemon:
             loaded = self._ingester.run_loaded(run)
             if isinstance(loaded, Run):
                 done = _Done()
-                self._to_blend(Rebuild(loaded, lambda: self._make_anew(query, loaded), done))
+                self._to_blend(Rebuild(loaded, lambda: work(loaded), done))
                 done.result()
             else:
-                self._make_anew(query, None)
+                work(None)
         finally:
             self._rebuilds.discard(run)
-        return {"run": run}
+
+    def _look_up(self, *_: object) -> None:
+        """Called now and then during a rebuild, which must not keep the daemon from ending."""
+        if self._no_more_rebuilds:
+            raise QueryError("busy", "the daemon stops, and this rebuild with it; the old mosaic stays")
 
     def _make_anew(self, query: dict[str, Any], loaded: Run | None) -> None:
         """Rebuild a run whose store nobody has open, and tell viewers."""
-
-        def look_up(*_: object) -> None:
-            if self._no_more_rebuilds:
-                raise QueryError("busy", "the daemon stops, and this rebuild with it; the old mosaic stays")
-
         rebuilt = rebuild_run(
             self._root / query["run"],
             mode=query["blend"],
@@ -456,17 +527,52 @@ class Daemon:
             lock=None if loaded is None else loaded.lock,
             journal=None if loaded is None else loaded.journal,
             budget_bytes=self._config.blend.budget_bytes,
-            progress=look_up,
+            progress=self._look_up,
         )
+        self._tell_change(Change(rebuilt.start, rebuilt.commit, rebuilt.bbox))
+
+    def _make_good(self, run: str, loaded: Run | None) -> Repaired:
+        """Repair a run whose store nobody has open, and tell viewers."""
+        repaired = repair_run(
+            self._root / run,
+            lock=None if loaded is None else loaded.lock,
+            journal=None if loaded is None else loaded.journal,
+            # One that was stuck has left out what came since.
+            frames_may_wait=loaded is not None and not loaded.stuck,
+            budget_bytes=self._config.blend.budget_bytes,
+            progress=self._look_up,
+        )
+        for what in repaired.done:
+            log.warning("repaired", run=run, what=what)
+        for finding in repaired.left:
+            log.error("damaged", run=run, what=describe(finding))
+        if repaired.change is not None:
+            self._tell_change(repaired.change)
+        return repaired
+
+    def _mend(self, run: str) -> None:
+        """As the query `repair`, for the mender: what is left is an error."""
+        left = self._repair(run)["left"]
+        if left:
+            raise StoreError("; ".join(left))
+
+    def _tell_change(self, change: Change) -> None:
+        """What has changed without a commit of the store thread."""
+        start = change.start
+        tiles, gone = change.tiles, change.gone
+        many = tiles is None or len(tiles) + len(gone) > MAX_ANNOUNCED_TILES
         self._notifier.announce(
             Tiles(
-                instrument=rebuilt.start.instrument,
-                stream=rebuilt.start.stream,
-                run=query["run"],
-                epoch=rebuilt.commit.epoch,
-                rev=rebuilt.commit.rev,
-                truncated=True,
-                t_commit_ns=rebuilt.commit.t_commit_ns,
+                instrument=start.instrument,
+                stream=start.stream,
+                run=start.run,
+                epoch=change.commit.epoch,
+                rev=change.commit.rev,
+                tiles=None if many or tiles is None else tuple((*plane, *key) for plane, key in tiles),
+                gone=() if many else tuple((*plane, *key) for plane, key in gone),
+                truncated=many,
+                t_commit_ns=change.commit.t_commit_ns,
+                bbox_um=None if change.bbox.empty else rect_um(change.bbox, start.effective_affine),
             )
         )
 
@@ -478,6 +584,17 @@ class Daemon:
         self._keeper.delete(run)
         return {"run": run}
 
+    def _seal(self, run: str, *, force: bool) -> dict[str, Any]:
+        self._known(run)
+        self.await_store(run)
+        return {"run": run, "freed_bytes": self._retention.seal(run, force=force)}
+
+    def _tell_sealed(self, info: RunInfo, freed_bytes: int) -> None:
+        detail = {"freed_bytes": freed_bytes, "no_longer": list(NO_LONGER)}
+        self._notifier.announce(
+            RunNotice(instrument=info.instrument, stream=info.stream, run=info.run, kind="sealed", detail=detail)
+        )
+
     def _reload(self) -> dict[str, Any]:
         if self._reload_config is None:
             raise QueryError("failed", "this daemon was not started from a configuration that can be read again")
@@ -488,18 +605,13 @@ class Daemon:
     def _known(self, run: str) -> None:
         if not (self._root / run).is_dir():
             raise QueryError("unknown-run", f"there is no run {run} here; `runs` lists those that are")
+        self._retention.give_way(run)
 
     def _machine_stats(self) -> dict[str, Any]:
         try:
             return self._ingester.ask(lambda machine: machine.stats(), _STATS_S)
         except QueryError:
             return {}  # it is loading runs; the other numbers are worth having
-
-    def _free_bytes(self) -> int:
-        try:
-            return shutil.disk_usage(self._root).free
-        except OSError:
-            return 0  # somebody has removed the folder, or its disk: there is no room
 
 
 class _Done(Future[None]):

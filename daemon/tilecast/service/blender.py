@@ -392,7 +392,7 @@ class Blender:
     def _pyramid(self, mosaic: _Mosaic) -> Pyramid:
         if mosaic.pyramid is None:
             run = mosaic.run
-            mosaic.reader = SqliteReader(run.folder)
+            mosaic.reader = SqliteReader(run.folder, own=True)
             info = mosaic.reader.info()
             source = StoredMosaic(mosaic.reader, run.frozen.tile_size)
             mosaic.pyramid = Pyramid(

@@ -5,19 +5,24 @@ a commit waits until the journal records of its frames are durable, because a ti
 is gone. It never calls back into blending: that a batch is in the store is told through `on_committed`, which only
 leaves a note.
 
-When the disk is full it waits and tries the same again. Nothing is lost by that (the journal has the frames), and the
-full queue behind it slows the publishers, as it should. At the end of the daemon it does not wait any more: a run of
-which something could not be written is *stuck* (`Run.stuck`), nothing further is written of its mosaic, because it
-would rest on what is missing, and the next start takes it up again. So it is with a store that cannot be opened or
-written for any other reason: the other runs go on.
+When room on the disk is short no tiles are written: the journal has the frames, and the room left is for more of them.
+Such a run is *shed* (`Run.shed`), and its mosaic catches up when there is room. States, reports and logs are still
+written, if need be from what is kept back for them.
+
+A run of which something could not be written is *stuck* (`Run.stuck`): nothing further is written of its mosaic,
+because it would rest on what is missing, and the next start takes it up again. So it is with a store that cannot be
+opened or written for any other reason: the other runs go on. Only for a store that somebody else keeps locked this
+thread waits, and at the end of the daemon not for that either.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -28,6 +33,7 @@ from tilecast import geometry
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, Rect
 from tilecast.hookspecs import Committed
+from tilecast.ingest.room import Disk, Room
 from tilecast.ingest.syncer import Syncer
 from tilecast.pyramid import Batch
 from tilecast.queues import ByteQueue
@@ -52,6 +58,7 @@ T = TypeVar("T")
 #: Above this many changed tiles a notification only says that there are many (PROTOCOL, 3).
 MAX_ANNOUNCED_TILES = 4000
 _RETRY_S = 1.0
+_WORTH_A_HELPER = 8  # tiles, which take about as long as waking another thread
 _DURABLE_POLL_S = 0.5
 
 
@@ -125,8 +132,8 @@ def refuse(item: StoreItem, error: StoreError) -> None:
 
 def stuck_notice(run: Run) -> RunNotice:
     """What viewers are told of a run that is stuck."""
-    message = f"{run.stuck}; frames are still recorded, `tilecast rebuild` shows them again"
-    return run.notice("warning", {"what": "stuck", "message": message})
+    then = "its mosaic catches up by itself" if run.shed else "`tilecast rebuild` shows them again"
+    return run.notice("warning", {"what": "stuck", "message": f"{run.stuck}; frames are still recorded, {then}"})
 
 
 class Announcer(Protocol):
@@ -175,6 +182,8 @@ class Committer:
         Its work; closed by this thread if it dies.
     syncer : Syncer
         Knows which journal records are durable.
+    disk : Disk
+        Knows whether there is room.
     announcer : Announcer
     on_committed : callable
         Called with (run, batch number) after each commit, in this thread.
@@ -189,6 +198,7 @@ class Committer:
         queue: ByteQueue[StoreItem],
         *,
         syncer: Syncer,
+        disk: Disk,
         announcer: Announcer,
         on_committed: Callable[[Run, int], None],
         tell_plugins: Callable[[Committed], None],
@@ -197,6 +207,7 @@ class Committer:
     ) -> None:
         self._queue = queue
         self._syncer = syncer
+        self._disk = disk
         self._announcer = announcer
         self._on_committed = on_committed
         self._tell_plugins = tell_plugins
@@ -206,6 +217,7 @@ class Committer:
         self._revs: dict[str, tuple[int, int]] = {}
         self._stopping = threading.Event()
         self.stats = CommitterStats()
+        self._helper = ThreadPoolExecutor(1, "tilecast-encode")
         self._thread = threading.Thread(target=self._run, name="tilecast-store", daemon=True)
 
     def start(self) -> None:
@@ -217,7 +229,7 @@ class Committer:
         self._thread.join()
 
     def abandon(self) -> None:
-        """Stop waiting for room on the disk: give up what cannot be written now. The journal has it."""
+        """Stop waiting for whoever locks a store: give up what cannot be written now. The journal has it."""
         self._stopping.set()
 
     def revs(self) -> dict[str, tuple[int, int]]:
@@ -242,6 +254,7 @@ class Committer:
             self._on_failure("store", error)
         finally:
             self._queue.close()
+            self._helper.shutdown()
             for run in list(self._open):
                 self._close(run)
             while (item := self._queue.get(timeout_s=0)) is not None:
@@ -262,13 +275,17 @@ class Committer:
         except StoreError as error:
             run = item.run
             if not run.stuck:
+                read_only = _sqlite_code(error) == sqlite3.SQLITE_READONLY
+                run.shed = isinstance(error, StoreFullError) or read_only or self._disk.room() >= Room.STOP
                 run.stuck = str(error)
+                if read_only or _sqlite_code(error) == sqlite3.SQLITE_IOERR:
+                    self._disk.failed(run.stuck)
                 log.error("the mosaic of a run is stuck; its frames are kept", run=run.run, why=run.stuck)
                 self._announcer.announce(stuck_notice(run))
             refuse(item, error)
 
-    def _insist(self, run: Run, write: Callable[[], T]) -> T:
-        """Do `write`, and again while the disk is full or somebody else keeps the store locked.
+    def _patiently(self, run: Run, write: Callable[[], T]) -> T:
+        """Do `write`, and again while somebody else keeps the store locked.
 
         Raises
         ------
@@ -278,11 +295,19 @@ class Committer:
         while True:
             try:
                 return write()
-            except (StoreFullError, StoreBusyError) as error:
+            except StoreBusyError as error:
                 log.error("the store cannot be written now; tiles wait", run=run.run, error=str(error))
                 self.stats.n_retries += 1
                 if self._stopping.wait(_RETRY_S):
                     raise
+
+    def _insist(self, run: Run, write: Callable[[], T]) -> T:
+        """Do `write`, on a full disk with what is kept back for it; StoreError as `_patiently`."""
+        try:
+            return self._patiently(run, write)
+        except StoreFullError:
+            self._disk.ran_out(Room.FULL)
+            return self._patiently(run, write)
 
     def _opened(self, run: Run) -> None:
         store = self._insist(run, lambda: open_or_create(run, wal_limit_bytes=self._wal_limit_bytes))
@@ -298,18 +323,27 @@ class Committer:
     def _commit(self, item: Rendered) -> None:
         if item.run.stuck:
             return  # this batch rests on one that is missing
+        if self._disk.room() >= Room.STOP:
+            raise StoreFullError(self._disk.sentence)
         opened = self._open[item.run.run]
         began = time.monotonic()
-        rows = encode_rows(item.batch)
+        rows = encode_rows(item.batch, self._helper)
         encoded = time.monotonic()
         while not self._syncer.wait_durable(item.ticket, _DURABLE_POLL_S):
             if self._syncer.failure is not None:
-                # No promise can be kept any more; the journal's recovery decides what was real.
-                raise StoreError(f"frames could not be made durable: {self._syncer.failure}")
+                break
+        refusal = self._syncer.refusal(item.run.journal)
+        if refusal is not None:
+            # No promise can be kept any more; the journal's recovery decides what was real.
+            raise StoreError(f"frames could not be made durable: {refusal}")
         durable = time.monotonic()
         size = item.run.frozen.tile_size
         commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns)
-        result = self._insist(item.run, lambda: opened.store.commit(commit))
+        try:
+            result = self._patiently(item.run, lambda: opened.store.commit(commit))
+        except StoreFullError:
+            self._disk.ran_out(Room.STOP)
+            raise
         opened.canvas = commit.canvas
         opened.bbox = opened.bbox.union(geometry.union_of(item.batch.bboxes.values()))
         done = time.monotonic()
@@ -393,6 +427,11 @@ class Committer:
                 opened.store.close()
             except StoreError as error:
                 log.error("a store was not closed in good order", run=run, why=str(error))
+
+
+def _sqlite_code(error: StoreError) -> int:
+    """What SQLite called the cause of an error; 0 if it was another."""
+    return (getattr(error.__cause__, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def marks(store: SqliteStore, item: Marked) -> Iterator[Callable[[], object]]:
@@ -480,9 +519,15 @@ def extent_of(start: Start) -> Rect | None:
     return None if start.extent_um is None else geometry.extent_rect(start.extent_um, start.effective_affine)
 
 
-def encode_rows(batch: Batch) -> list[TileRow]:
-    """The tiles of a batch as the store keeps them: PZF, and packed coverage."""
-    records = pzf.encode_images([tile.pixels for tile in batch.tiles.values()])
+def encode_rows(batch: Batch, helper: Executor | None = None) -> list[TileRow]:
+    """The tiles of a batch as the store keeps them: PZF, and packed coverage; `helper` does half of them."""
+    images = [tile.pixels for tile in batch.tiles.values()]
+    half = len(images) // 2
+    if helper is None or half < _WORTH_A_HELPER:
+        records = pzf.encode_images(images)
+    else:
+        second = helper.submit(pzf.encode_images, images[half:])
+        records = pzf.encode_images(images[:half]) + second.result()
     return [
         TileRow(plane, key, record, coverage_pack(tile.coverage))
         for ((plane, key), tile), record in zip(batch.tiles.items(), records, strict=True)

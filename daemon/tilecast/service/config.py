@@ -438,6 +438,12 @@ class ViewerOptions(_Section):
         4000, "Tiles listed in one page of a snapshot, or of changes.", unit="tiles", ge=1, le=1_000_000
     )
     threads: int = _option(2, "Threads that answer queries.", ge=1, le=64)
+    max_in_flight: int = _option(
+        64, "Questions of one viewer that may wait for their answers; more are refused.", ge=1, le=1000
+    )
+    max_request_rate: float = _option(
+        1000.0, "Questions that one viewer may ask per second, over a while; more are refused.", unit="1/s", ge=1
+    )
     queue_bytes: Size = _option(
         32 * MIB,
         "High-water mark of notifications waiting for slow viewers; beyond it they lose some, and catch up.",
@@ -453,6 +459,17 @@ class CalibrationOptions(_Section):
         lambda: platformdirs.user_data_path("tilecast") / "calibrations",
         'The folder with calibration images, NPY or TIFF: `flat = "20x"` means 20x.npy, 20x.tif or 20x.tiff in it.',
         default_text="~/.local/share/tilecast/calibrations",
+    )
+
+
+class PluginOptions(_Section):
+    """How long plugins are waited for, and how often they may fail."""
+
+    timeout_s: float = _option(
+        5.0, "A plugin's function that has not returned after this long has failed; nobody waits on.", unit="s", gt=0
+    )
+    max_failures: int = _option(
+        10, "A plugin is not called any more when it has failed so often in a row, or for so many timeouts.", ge=1
     )
 
 
@@ -506,6 +523,7 @@ class Config(_Section):
     retention: RetentionOptions = Field(default_factory=RetentionOptions)
     viewers: ViewerOptions = Field(default_factory=ViewerOptions)
     calibration: CalibrationOptions = Field(default_factory=CalibrationOptions)
+    plugins: PluginOptions = Field(default_factory=PluginOptions)
     curve: CurveOptions = Field(default_factory=CurveOptions)
     log: LogOptions = Field(default_factory=LogOptions)
 

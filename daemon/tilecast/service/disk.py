@@ -1,14 +1,15 @@
 """Watches the disk of the runs, and keeps a little of it back for closing them when it is full.
 
-How short room is, is decided in `ingest.room`; here it is measured, at most twice a second, by whichever thread asks.
-Beside the runs lies a file of 64 MiB, `reserve`, which holds nothing: when a journal cannot be written for want of room
-it is deleted, and what it held is there for the last commits: states, reports, logs. It is made again when there is room.
+How short room is, is decided in `ingest.room`; here it is measured, ten times a second at most, by whoever asks.
+Beside the runs lies a file of 64 MiB, `reserve`, which holds nothing: when a journal cannot be written for want of
+room it is deleted, and what it held is there for the last commits: states, reports, logs. It is made again when there
+is room.
 
 Numbers can say that there is room where there is none (quotas, inodes): a failed write is believed for some seconds,
 and for longer each time it happens again.
 
-A write that failed for another reason (a bad disk, a file system that was made read-only) changes no step: it is kept as
-`trouble`, and tried now and then whether it is over, by writing a small file.
+A write that failed for another reason (a bad disk, a file system that was made read-only) changes no step: it is kept
+as `trouble`, and tried now and then whether it is over, by writing a small file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import structlog
 
-from tilecast.ingest.room import Reserves, Room, next_room
+from tilecast.ingest.room import Reserves, Room, is_full, next_room
 from tilecast.service.config import Config, format_size
 
 log = structlog.get_logger()
@@ -34,16 +35,11 @@ log = structlog.get_logger()
 RESERVE_NAME = "reserve"
 RESERVE_NBYTES = 64 << 20
 _PROBE_NAME = "probe"
-_MEASURE_EVERY_S = 0.5
+_MEASURE_EVERY_S = 0.1
 _PROBE_EVERY_S = 10.0
 _BELIEVE_S = 10.0
 _MOST_BELIEVED_S = 320.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a write failed for want of room."""
-    return error.errno in _NO_ROOM
+_NO_SUCH_CALL = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def reserves_of(config: Config) -> Reserves:
@@ -101,6 +97,7 @@ class DiskWatch:
         self._believe_s = _BELIEVE_S
         self._has_reserve = False
         self._may_reserve = True
+        self._reserve_again_s = -math.inf
         self._trouble = ""
         self._probe_s = 0.0
         self._measure(clock_s())
@@ -132,6 +129,7 @@ class DiskWatch:
             self._room = max(room, self._room)
             if room is Room.FULL:
                 self._give_up_reserve()
+            self._measure(now_s)
 
     def failed(self, why: str) -> None:
         """A write has failed for another reason; it is trouble until a small file can be written."""
@@ -212,7 +210,7 @@ class DiskWatch:
     def _make_reserve(self) -> None:
         """Take the reserve: a file that a daemon left that was killed, or a new one."""
         nbytes = self._nbytes_to_reserve
-        if self._has_reserve or not self._may_reserve or not nbytes:
+        if self._has_reserve or not self._may_reserve or not nbytes or self._measured_s < self._reserve_again_s:
             return
         try:
             fd = os.open(self._reserve_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -221,7 +219,8 @@ class DiskWatch:
             finally:
                 os.close(fd)
         except OSError as error:
-            self._may_reserve = is_full(error)
+            self._may_reserve = error.errno not in _NO_SUCH_CALL
+            self._reserve_again_s = self._measured_s + _PROBE_EVERY_S
             log.warning("no room could be kept back for closing runs", store=str(self._root), why=error.strerror)
             with contextlib.suppress(OSError):
                 self._reserve_path.unlink(missing_ok=True)

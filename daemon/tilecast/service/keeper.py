@@ -7,7 +7,7 @@ run. Where a run is in its life, and its reports, are read from its store: what 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Keeper:
         self._config = config
         self._plugins = plugins
         self._root = Path(config.store.path)
+        self.give_way: Callable[[str], None] = lambda _: None
+        """Called with a run that is about to be loaded, so that whoever only looks at it lets go of it."""
 
     def create(self, record: RunRecord, *, may_lack_calibration: bool) -> tuple[Run, bool]:
         """Make the folder of a new run and freeze what its start means; see `ingester.RunKeeper`."""
@@ -98,6 +100,7 @@ class Keeper:
         If it lacked one, every `start` that was journalled since is tried, the latest first; what it brings is frozen.
         """
         folder = run_folder(self._root, record.run)
+        self.give_way(record.run)
         loaded = runs.load_run(folder, segment_bytes=self._config.journal.segment_bytes)
         if not record.held:
             return loaded, False
@@ -148,13 +151,15 @@ class Keeper:
         except OSError as error:
             log.warning("cannot keep the counts of a run", run=run.run, why=str(error))
 
-    def left_active(self) -> list[str]:
-        """Runs that the last daemon had loaded and did not give back.
+    def left_active(self, loaded: Collection[str] = ()) -> list[str]:
+        """Runs, beside those that are loaded, that somebody had loaded and did not give back.
 
         What is left of a `start` that was never journalled, and so never acknowledged, is removed.
         """
         left = []
         for folder in runs.active_runs(self._root):
+            if folder.name in loaded:
+                continue
             try:
                 if runs.is_stillborn(folder):
                     shutil.rmtree(folder)

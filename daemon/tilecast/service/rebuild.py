@@ -13,7 +13,7 @@ the run's folder and nothing else; a run that a daemon has loaded is rebuilt by 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilecast import calibration as cal
-from tilecast.geometry import Placement
+from tilecast.errors import StoreError
+from tilecast.geometry import Placement, Rect, union_of
 from tilecast.ingest.journalled import read_record
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.settings import IngestSettings
@@ -36,11 +37,12 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import CommitResult, StoreDamagedError
+from tilecast.store.tile_store import CommitResult, RunInfo, StoreDamagedError
 from tilecast_protocol.errors import JournalError, PZFError
 from tilecast_protocol.journal import Journal
 from tilecast_protocol.messages import Start
 from tilecast_protocol.ranges import RangeSet
+from tilecast_protocol.vocabulary import BLEND_MODES
 
 DEFAULT_BUDGET_BYTES = 512 << 20
 _FLUSH_NBYTES = 32 << 20
@@ -65,6 +67,8 @@ class Rebuilt:
     damaged : tuple of int
         Frames whose pixels cannot be read any more: they are left out.
     mode : str
+    bbox : Rect
+        What the mosaic covers, level-0 pixels.
     commit : CommitResult
         The epoch and the rev that all tiles now have.
     """
@@ -75,6 +79,7 @@ class Rebuilt:
     unplaced: dict[str, Any]
     damaged: tuple[int, ...]
     mode: str
+    bbox: Rect
     commit: CommitResult
 
 
@@ -121,6 +126,8 @@ def rebuild_run(
     *,
     mode: str | None = None,
     rejoin: bool = False,
+    distrusted: Container[int] = frozenset(),
+    store_is_damaged: bool = False,
     lock: RunLock | None = None,
     journal: Journal | None = None,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
@@ -136,6 +143,10 @@ def rebuild_run(
         Another blend mode; it then holds for frames that come later, too.
     rejoin : bool
         Join all frames to the stage anew, instead of only those without a place.
+    distrusted : container of int
+        Frames whose place in the store is not to be believed: they are placed anew.
+    store_is_damaged : bool
+        The old store, though it can be opened, is not to be built upon: it is set aside.
     lock : RunLock, optional
         The right to write the folder, where the caller has it.
     journal : Journal, optional
@@ -158,17 +169,19 @@ def rebuild_run(
         if journal is None:
             journal = stack.enter_context(Journal.open(folder / runs.JOURNAL_NAME, readonly=True))
         frozen = runs.read_frozen(folder)
-        start = runs.first_start(journal)
-        calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
         settings, old = frozen.as_dict(), []
-        has_store = False
+        info = None
         # Of a ruined store nothing is believed: where its frames lay is found again from the journal.
         with suppress(StoreDamagedError):
             if (folder / TILES_NAME).exists():
                 with SqliteReader(folder) as reader:
-                    settings["mode"] = reader.info().settings["mode"]
-                    old = [row.placement for row in reader.placements()]
-                has_store = True
+                    info = reader.info()
+                    if info.settings["mode"] in BLEND_MODES:
+                        settings["mode"] = info.settings["mode"]
+                    old = [row.placement for row in reader.placements() if row.placement.frame not in distrusted]
+        has_store = info is not None and not store_is_damaged
+        start = _start_of(journal, info)
+        calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
         if mode is not None:
             settings["mode"] = mode
         record = runs.read_record(folder, start, frozen, RunPhase.OPEN, 0)
@@ -187,7 +200,9 @@ def rebuild_run(
                     store.set_report(1, placing.report | {"state": phase.value})
         if is_going_on:
             journal.sync()  # tiles must not show frames that a power failure could still take
-        commit = swap_in(folder, lock=held, reason=f"rebuilt, {settings['mode']}")
+        reason = f"rebuilt, {settings['mode']}"
+        commit = swap_in(folder, lock=held, reason=reason, old_is_damaged=store_is_damaged)
+        left_out = frozenset(damaged)
         return Rebuilt(
             start=start,
             n_frames=len(placing.placements) - len(damaged),
@@ -195,8 +210,19 @@ def rebuild_run(
             unplaced=placing.unplaced,
             damaged=damaged,
             mode=settings["mode"],
+            bbox=union_of(one.rect for one in placing.placements if one.frame not in left_out),
             commit=commit,
         )
+
+
+def _start_of(journal: Journal, info: RunInfo | None) -> Start:
+    """How the run began: its journal says so, or, if that is lost, its store."""
+    try:
+        return runs.first_start(journal)
+    except StoreError:
+        if info is None:
+            raise
+        return runs.start_in_store(info)
 
 
 def place_all(

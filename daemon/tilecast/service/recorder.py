@@ -7,7 +7,6 @@ into a daemon.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.verdicts import IngestPath
 from tilecast.plugins import Plugins
 from tilecast.service.config import Config
+from tilecast.service.disk import DiskWatch, reserves_of
 from tilecast.service.keeper import Keeper
 from tilecast.service.settings import ingest_settings, ingester_options
 from tilecast.service.sockets import Sockets
@@ -71,14 +71,15 @@ class Recorder:
             self._sockets.close()
             raise
         self.endpoints = self._sockets.endpoints
-        keeper = Keeper(config, Plugins.load())
+        plugins = Plugins.load(timeout_s=config.plugins.timeout_s, max_failures=config.plugins.max_failures)
+        keeper = Keeper(config, plugins)
         self._ingester = Ingester(
             sockets,
             machine=IngestMachine(ingest_settings(config), keeper.lookup),
             keeper=keeper,
             sink=_Ended(on_ended),
             options=ingester_options(config, recent_bytes=0),
-            free_bytes=lambda: shutil.disk_usage(root).free,
+            disk=DiskWatch(root, reserves_of(config), reserve_nbytes=0),
             state=lambda: "recording",
             on_failure=self._failed,
         )

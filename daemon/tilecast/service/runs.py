@@ -36,9 +36,12 @@ from tilecast.service.config import Config
 from tilecast.store.folders import run_folder
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME, sync_folder
+from tilecast.store.tile_store import RunInfo
 from tilecast_protocol import pzf
+from tilecast_protocol.errors import MalformedError
 from tilecast_protocol.journal import Journal, RecordKind
 from tilecast_protocol.messages import Limits, RunNotice, Start, parse
+from tilecast_protocol.topics import parse_topic
 
 FROZEN_NAME = "frozen.json"
 ACTIVE_NAME = "active"
@@ -97,7 +100,7 @@ class Frozen:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One loaded run: what all threads need to know of it. Immutable but for its journal and its two flags.
+    """One loaded run: what all threads need to know of it. Immutable but for its journal and its three flags.
 
     Attributes
     ----------
@@ -108,6 +111,8 @@ class Run:
     stuck : str
         Why its mosaic does not go on: a sentence, set by the blend or the store thread, empty while all is well. Its
         journal goes on; what is missing is blended when the run is loaded again, or rebuilt.
+    shed : bool
+        Set with `stuck` if that is for want of room: the run is loaded again when there is some.
     """
 
     run: str
@@ -119,6 +124,7 @@ class Run:
     lock: RunLock
     store_ready: threading.Event = field(default_factory=threading.Event)
     stuck: str = ""
+    shed: bool = False
 
     def load(self, placement: Placement) -> NDArray[Any]:
         """The calibrated pixels of a placed frame, from the journal (the pyramid's `FrameSource`)."""
@@ -181,6 +187,23 @@ def first_start(journal: Journal) -> Start:
     for start in starts_of(journal):
         return start
     raise StoreError(f"the journal in {journal.folder} holds no start message: nothing can be made of it")
+
+
+def start_in_store(info: RunInfo) -> Start:
+    """The `start` message as a run's store keeps it, without payload: for a run whose journal has lost it.
+
+    Raises
+    ------
+    StoreError
+        If the store does not have it.
+    """
+    header = info.header | ({"nbytes": 0} if info.header.get("nbytes") is not None else {})
+    try:
+        start = Start.from_header(parse_topic(f"tc1/{info.instrument}/{info.stream}/start"), header)
+    except MalformedError as error:
+        raise StoreError(f"the start message that the store of run {info.run} keeps cannot be read: {error}") from error
+    object.__setattr__(start, "raw_header", info.start)  # as `parse` does
+    return start
 
 
 def resolve(start: Start, rules: PlacingRules, config: Config, plugins: Plugins) -> tuple[Frozen, cal.Calibration]:
@@ -365,6 +388,14 @@ def keep_record(folder: Path, record: RunRecord) -> None:
 def keep_counts(folder: Path, counts: Mapping[str, Any]) -> None:
     """Keep the counts of a run, and leave the rest as it was kept last; OSError as `keep_record`."""
     _write_kept(folder, _read_kept(folder) | {"counts": dict(counts)})
+
+
+def can_read_kept(folder: Path) -> bool:
+    """Whether what is kept beside the journal is a map, as it was written."""
+    try:
+        return isinstance(json.loads((folder / INGEST_NAME).read_text()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _read_kept(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 
 import zmq
@@ -20,6 +21,7 @@ from tilecast.service.curve import Doors
 _TYPICAL_NOTIFICATION_NBYTES = 16 * 1024
 _TYPICAL_FRAME_NBYTES = 8 << 20
 _HEADERS_NBYTES = 1 << 20
+_UNREAD_ANSWERS = 1000  # small ones; the query server counts the bytes of large ones
 
 Socket = zmq.Socket[bytes]
 
@@ -87,19 +89,24 @@ class Sockets:
                 self._bound_ingest(socket)
                 if kind == zmq.ROUTER:
                     socket.router_mandatory = True  # or nobody would know that a publisher does not read
+            elif kind == zmq.ROUTER:
+                socket.rcvhwm, socket.sndhwm = self._config.viewers.max_in_flight, _UNREAD_ANSWERS
+                socket.maxmsgsize = _HEADERS_NBYTES
+                socket.router_mandatory = True  # as above, of a viewer
             else:
                 socket.sndhwm = max(100, self._config.viewers.queue_bytes // _TYPICAL_NOTIFICATION_NBYTES)
                 socket.maxmsgsize = _HEADERS_NBYTES
             socket.linger = 0
             self._doors.bind_security(socket, name)
             try:
-                socket.bind(endpoint)
+                _bind(socket, endpoint)
             except zmq.ZMQError as error:
                 raise ConfigError(
                     f"{name} = {endpoint} cannot be bound: {error.strerror}; is another tilecast running? "
                     f"Choose another endpoint with --set {name}=…"
                 ) from error
             self.endpoints[name] = str(socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+            self._doors.bound(name, self.endpoints[name])
             return socket
         return None
 
@@ -119,3 +126,16 @@ class Sockets:
         """Set how much may wait inside a socket on which frames come in, and how much one message may be."""
         socket.rcvhwm = max(2, math.ceil(self._config.ingest.queue_bytes / _TYPICAL_FRAME_NBYTES))
         socket.maxmsgsize = self._config.ingest.max_frame_bytes + _HEADERS_NBYTES
+
+
+def _bind(socket: Socket, endpoint: str) -> None:
+    """Bind; what is bound as a file is open to this user and, if the umask lets it, to the group, never to others."""
+    if not endpoint.startswith("ipc://"):
+        socket.bind(endpoint)
+        return
+    before = os.umask(0o777)
+    os.umask(before | 0o117)
+    try:
+        socket.bind(endpoint)
+    finally:
+        os.umask(before)

@@ -16,7 +16,6 @@ import contextlib
 import datetime
 import fcntl
 import os
-import re
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +24,7 @@ from typing import Self
 from tilecast.errors import RunLockedError, StoreError
 
 LOCK_NAME = "lock"
-_HOLDER = re.compile(r"process (?P<pid>[0-9]{1,10}) on (?P<host>.*) since .*")
+_KERNELS_LOCKS = Path("/proc/locks")  # where there is none, nobody is seen to hold anything
 
 
 def holder(folder: str | os.PathLike[str]) -> str:
@@ -33,20 +32,21 @@ def holder(folder: str | os.PathLike[str]) -> str:
 
     For people: only taking the lock tells for sure.
     """
+    path = Path(folder) / LOCK_NAME
     try:
-        text = (Path(folder) / LOCK_NAME).read_text(encoding="utf-8", errors="replace").strip()
+        inode = path.stat().st_ino
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        # The text may have been left by one that was killed, or been copied with the folder; the kernel knows.
+        is_held = any(_is_lock_on(line, inode) for line in _KERNELS_LOCKS.read_text(encoding="ascii").splitlines())
     except OSError:
         return ""
-    said = _HOLDER.fullmatch(text)
-    if said is None or said["host"] != socket.gethostname():
-        return ""
-    try:
-        os.kill(int(said["pid"]), 0)
-    except ProcessLookupError:
-        return ""  # it was killed, and the kernel has freed the lock
-    except (PermissionError, OverflowError):
-        pass  # somebody else's process
-    return text
+    return (text or "another process") if is_held else ""
+
+
+def _is_lock_on(line: str, inode: int) -> bool:
+    """Whether a line of the kernel's list, such as `1: FLOCK  ADVISORY  WRITE 71 fe:01:3342 0 EOF`, is of a file."""
+    fields = line.split()
+    return len(fields) > 5 and fields[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and fields[5].endswith(f":{inode}")
 
 
 class RunLock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 import zmq
 from numpy.typing import NDArray
 
+from fake_disk import FakeDisk
 from ingest_harness import OTHER_RUN, RUN
 from integration.talking import RawPublisher, picture
 from recordings import Recording, centre_um, config
@@ -22,6 +24,7 @@ from tilecast.geometry import Placement
 from tilecast.ingest import ingester as ingester_module
 from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
+from tilecast.ingest.room import Room
 from tilecast.ingest.verdicts import IngestPath
 from tilecast.plugins import Plugins
 from tilecast.service.keeper import Keeper
@@ -97,6 +100,7 @@ class Bench:
         self.failures: list[tuple[str, BaseException]] = []
         self.recovered = threading.Event()
         self.keeper = Keeper(self.config, Plugins())
+        self.disk = FakeDisk()
         self.publishers: list[RawPublisher] = []
         self.ingester = Ingester(
             self.sockets.ingest([IngestPath.ACK, IngestPath.PULL]),
@@ -104,7 +108,7 @@ class Bench:
             keeper=self.keeper,
             sink=self.sink,
             options=ingester_options(self.config, recent_bytes=1 << 20),
-            free_bytes=lambda: 10**9,
+            disk=self.disk,
             state=lambda: "ready",
             on_failure=lambda name, error: self.failures.append((name, error)),
             recover=recover,
@@ -323,7 +327,9 @@ def failing_append(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def fail(self: Journal, *args: Any, **kwargs: Any) -> Any:
         if left[0]:
             left[0] -= 1
-            raise JournalError("No space left on device")
+            error = JournalError("No space left on device")
+            error.errno = errno.ENOSPC
+            raise error
         return append(self, *args, **kwargs)
 
     monkeypatch.setattr(Journal, "append", fail)
@@ -344,6 +350,7 @@ def test_a_run_that_cannot_be_begun_leaves_nothing_and_may_come_again(
     assert (refused.reason, "No space left" in refused.message) == ("disk-reserve", True)
     assert list(bench.root.iterdir()) == []
     assert bench.sink.opened_runs == []
+    bench.disk.now = Room.OK
     publisher.wait_settled(publisher.start(RUN))
     send_frames(publisher, [0])
     publisher.wait_settled(2)
@@ -359,6 +366,7 @@ def test_a_frame_that_cannot_be_written_is_refused_and_may_come_again(
     failing_append(1)
     send_frames(publisher, [0])
     assert publisher.wait_rejected(1).reason == "disk-reserve"
+    bench.disk.now = Room.OK
     send_frames(publisher, [0])
     publisher.wait_settled(2)
     assert journalled(bench.root) == [0]
@@ -415,24 +423,236 @@ def test_a_run_that_cannot_be_loaded_is_not_tried_for_every_message(
     assert n_tries == 2
 
 
-def test_a_disk_that_fails_to_sync_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class FailingFsync:
+    """Lets fsync fail for as long as a test wants; all of it, or only that of journals that grow."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fails: set[str] = set()
+        for name in ("fsync", "fdatasync"):
+            monkeypatch.setattr(os, name, self.around(name, getattr(os, name)))
+
+    def around(self, name: str, sync: Callable[[int], None]) -> Callable[[int], None]:
+        def attempt(fd: int) -> None:
+            if name in self.fails:
+                raise OSError(errno.EIO, "Input/output error")
+            sync(fd)
+
+        return attempt
+
+
+@pytest.fixture
+def fsync(monkeypatch: pytest.MonkeyPatch) -> FailingFsync:
+    return FailingFsync(monkeypatch)
+
+
+def test_a_journal_that_could_not_be_synced_is_read_again(tmp_path: Path, fsync: FailingFsync) -> None:
+    bench = Bench(tmp_path, "journal.fsync_interval_ms=0")
+    publisher = bench.publisher()
+    publisher.hello()
+    publisher.start(RUN)
+    send_frames(publisher, [0])
+    publisher.wait_settled(1)
+    fsync.fails = {"fdatasync"}
+    send_frames(publisher, [1])
+    bench.until(lambda: len(bench.sink.opened_runs) == 2)
+    fsync.fails = set()
+    publisher.wait_settled(2)
+    assert publisher.rejections == {}, "it was found, and written once more"
+    assert "could not be made durable" not in bench.disk.trouble
+    assert "Input/output error" in bench.disk.trouble
+    send_frames(publisher, [2])
+    publisher.wait_settled(3)
+    assert bench.failures == []
+    run = bench.sink.opened_runs[1]
+    assert [(frame[0], frame[1].frame) for frame in bench.sink.frames[-1:]] == [(run, 2)]
+    assert (run.load(bench.sink.frames[-1][1]) == picture(2)).all()
+    bench.stop()
+    assert journalled(tmp_path) == [0, 1, 2]
+
+
+def test_what_is_not_found_in_a_journal_that_could_not_be_synced_is_refused(
+    tmp_path: Path, fsync: FailingFsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the kernel had dropped the pages: the frame is gone, and its number is free for it to come again."""
     bench = Bench(tmp_path, "journal.fsync_interval_ms=0")
     publisher = bench.publisher()
     publisher.hello()
     publisher.wait_settled(publisher.start(RUN))
+    journal = bench.sink.opened_runs[0].journal
+    opened = Journal.open.__func__  # type: ignore[attr-defined]
 
-    def fail(_fd: int) -> None:
-        raise OSError(5, "Input/output error")
+    def forgetful(cls: type[Journal], folder: Path, **options: Any) -> Journal:
+        if not options.get("readonly"):
+            os.truncate(folder / "000000.tcj", journal.synced_lsn)
+        found: Journal = opened(cls, folder, **options)
+        return found
 
-    monkeypatch.setattr(os, "fdatasync", fail)
+    monkeypatch.setattr(Journal, "open", classmethod(forgetful))
+    fsync.fails = {"fdatasync"}
     send_frames(publisher, [0])
-    bench.until(lambda: bool(bench.failures))
-    bench.turn()
-    assert publisher.upto_seq == 0, "never acknowledged"
-    bench.stop(finish=False)
-    assert [name for name, _ in bench.failures] == ["fsync"]
+    refused = publisher.wait_rejected(1)
+    fsync.fails = set()
+    assert refused.reason == "disk-reserve"
+    assert "it was not found again" in refused.message
+    monkeypatch.undo()
+    publisher.image(RUN, 0, picture(7), pos_um=list(centre_um(0, 0)))
+    publisher.wait_settled(2)
+    assert 2 not in publisher.rejections
+    _, placement, pixels, _ = bench.sink.frames[-1]
+    assert (placement.frame, placement.index) == (0, 0)
+    assert pixels is not None
+    assert (pixels == picture(7)).all()
+    bench.stop()
+    assert bench.failures == []
+
+
+def test_a_disk_that_cannot_be_written_at_all_is_waited_for(
+    tmp_path: Path, fsync: FailingFsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingester_module, "_LOAD_AGAIN_S", 0.3)
+    bench = Bench(tmp_path, "journal.fsync_interval_ms=0")
+    publisher = bench.publisher()
+    publisher.hello()
+    publisher.wait_settled(publisher.start(RUN))
+    fsync.fails = {"fsync", "fdatasync"}
+    send_frames(publisher, [0])
+    assert publisher.wait_rejected(1).reason == "disk-reserve"
+    send_frames(publisher, [1])
+    assert publisher.wait_rejected(2).reason == "busy"
+    assert bench.ingester.not_loadable().keys() == {RUN}
+    assert bench.ingester.loaded() == []
+    fsync.fails = set()
+    bench.disk.trouble = ""  # so it is when a small file could be written
+    bench.until(lambda: bench.ingester.loaded() == [RUN])
+    send_frames(publisher, [2])
+    publisher.wait_settled(3)
+    assert 3 not in publisher.rejections
+    bench.stop()
+    assert bench.failures == []
+
+
+def test_a_journal_that_fails_in_the_last_sync_is_left_to_the_next_daemon(tmp_path: Path, fsync: FailingFsync) -> None:
+    bench = Bench(tmp_path, "journal.fsync_interval_ms=10000")
+    publisher = bench.publisher()
+    publisher.hello()
+    publisher.start(RUN)
+    publisher.send("end", run=RUN, reason="done", n_sent=0)
+    bench.until(lambda: ("ended", None) in bench.sink.marks)
+    fsync.fails = {"fdatasync"}
+    bench.ingester.stop()
+    bench.ingester.join()
+    bench.ingester.close_runs(PATIENCE_S)
+    assert publisher.socket.poll(0) == 0 or publisher.upto_seq == -1
     assert (tmp_path / RUN / "active").exists()
-    RunLock(tmp_path / RUN).release()
+    bench.stop()
+    assert bench.failures == []
+
+
+# ---- a disk that gets full -------------------------------------------------------------------------------------------
+
+
+def disk_notices(bench: Bench) -> list[str]:
+    return [notice.detail["room"] for notice in bench.sink.notices if notice.detail.get("what") == "disk"]
+
+
+def test_a_disk_that_gets_full_and_has_room_again(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publisher.hello()
+    publisher.start(RUN)
+    send_frames(publisher, [0])
+    publisher.wait_settled(1)
+
+    bench.disk.now = Room.WARN
+    bench.until(lambda: disk_notices(bench) == ["warn"])
+    bench.disk.now = Room.STOP
+    bench.until(lambda: disk_notices(bench) == ["warn", "stop"])
+    refused = publisher.wait_rejected(publisher.start(OTHER_RUN))
+    assert (refused.reason, refused.message) == ("disk-reserve", "the disk is stop")
+    assert not (bench.root / OTHER_RUN).exists()
+    assert publisher.start(RUN) == 3
+    send_frames(publisher, [1])
+    publisher.wait_settled(4)
+    assert publisher.rejections.keys() == {2}, "the run goes on, and its start may be repeated"
+
+    bench.disk.now = Room.FULL
+    bench.until(lambda: any(state == "ended" for state, _ in bench.sink.marks))
+    send_frames(publisher, [2])
+    assert publisher.wait_rejected(5).message == "the disk is full"
+    publisher.send("end", run=RUN, reason="done", n_sent=3)
+    publisher.wait_settled(6)
+    assert 6 not in publisher.rejections, "it is small, and says how many images there were"
+
+    bench.disk.now = Room.OK
+    bench.until(lambda: publisher.seq == 7 and bench.ingester._room is Room.OK)
+    send_frames(publisher, [2])
+    publisher.wait_settled(publisher.start(OTHER_RUN))
+    assert publisher.rejections.keys() == {2, 5}
+    bench.until(lambda: bench.ingester.ask(lambda machine: machine.report(RUN)["late"]) == 1)
+    report = bench.ingester.ask(lambda machine: machine.report(RUN))
+    assert (report["received"], report["n_missing"], report["rejected"]) == (3, 0, {"disk-reserve": 1})
+    first = next(report for _, report in bench.sink.marks if report is not None)
+    assert (first[1]["reason"], first[1]["received"]) == ("disk-reserve", 2)
+
+
+def test_a_journal_without_room_ends_its_run(bench: Bench, failing_append: Callable[[int], None]) -> None:
+    publisher = bench.publisher()
+    publisher.hello()
+    publisher.wait_settled(publisher.start(RUN))
+    failing_append(1)
+    send_frames(publisher, [0])
+    assert publisher.wait_rejected(1).reason == "disk-reserve"
+    assert bench.disk.told == [Room.FULL]
+    bench.until(lambda: any(state == "ended" for state, _ in bench.sink.marks))
+
+
+def test_runs_catch_up_when_there_is_room(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publisher.hello()
+    publisher.start(RUN)
+    send_frames(publisher, [0, 1])
+    publisher.wait_settled(2)
+    left = Recording(bench.root, run_id=OTHER_RUN)
+    left.images()
+    left.close(finished=False)
+    bench.disk.now = Room.STOP
+    bench.until(lambda: bench.ingester._was_short)
+    run = bench.sink.opened_runs[0]
+    run.stuck, run.shed = "no room", True
+    send_frames(publisher, [2])
+    publisher.wait_settled(3)
+    assert bench.sink.opened_runs == [run]
+    bench.disk.now = Room.WARN
+    bench.until(lambda: len(bench.sink.opened_runs) == 3)
+    again = next(one for one in bench.sink.opened_runs[1:] if one.run == RUN)
+    assert (again is not run, again.shed) == (True, False)
+    assert [placement.frame for one, placement, _, _ in bench.sink.frames if one is again] == [0, 1, 2]
+    send_frames(publisher, [3])
+    publisher.wait_settled(4)
+    assert publisher.rejections == {}
+    assert set(bench.ingester.loaded()) == {RUN, OTHER_RUN}
+    publisher.send("end", run=RUN, reason="done", n_sent=4)
+    publisher.wait_settled(5)
+    assert bench.ingester.ask(lambda machine: machine.report(RUN)["received"]) == 4
+
+
+def test_a_run_is_let_go_for_somebody_else_to_write(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publisher.hello()
+    publisher.start(RUN)
+    send_frames(publisher, [0])
+    publisher.wait_settled(1)
+    with pytest.raises(QueryError) as refused:
+        bench.ingester.let_go(RUN)
+    assert (refused.value.code, "end it first" in str(refused.value)) == ("conflict", True)
+    publisher.send("end", run=RUN, reason="done", n_sent=1)
+    publisher.wait_settled(2)
+    bench.ingester.let_go(RUN)
+    RunLock(bench.root / RUN).release()
+    assert not (bench.root / RUN / "active").exists()
+    bench.ingester.let_go(RUN)
+    send_frames(publisher, [1])
+    publisher.wait_settled(3)
+    assert bench.ingester.loaded() == [RUN], "and comes back when it is needed"
 
 
 # ---- runs that go and come back --------------------------------------------------------------------------------------

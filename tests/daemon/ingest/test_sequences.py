@@ -251,3 +251,40 @@ class TestAckTracker:
             while lsns.get(expected + 1, 99) <= durable:
                 expected += 1
             assert acks.upto_seq(*CAM) == expected
+
+
+class TestLostJournals:
+    """A journal could not be synced, and was read again."""
+
+    def test_what_was_found_is_settled_and_what_was_not_is_refused(self) -> None:
+        tracker = AckTracker()
+        for seq in range(4):
+            tracker.journalled("cam", "boot", seq, [("run", 10 * seq)])
+        tracker.durable("run", 0)
+        tracker.recovered("cam", "boot", 0, -1)
+        tracker.recovered("cam", "boot", 2, -1)
+        assert tracker.upto_seq("cam", "boot") == 0
+        tracker.lose_run("run", "disk-reserve", "gone")
+        assert tracker.upto_seq("cam", "boot") == 3
+        assert tracker.take_rejected("cam", "boot") == [
+            Rejection(1, "disk-reserve", "gone"),
+            Rejection(3, "disk-reserve", "gone"),
+        ]
+        assert tracker.n_unsettled("cam", "boot") == 0
+
+    def test_a_message_in_two_journals_is_refused_when_one_is_lost(self) -> None:
+        tracker = AckTracker()
+        tracker.journalled("stage", "boot", 0, [("lost", 10), ("sound", 10)])
+        tracker.lose_run("lost", "disk-reserve", "gone")
+        tracker.durable("sound", 10)
+        assert tracker.upto_seq("stage", "boot") == 0
+        assert [refused.seq for refused in tracker.take_rejected("stage", "boot")] == [0]
+
+    def test_the_journal_that_was_opened_anew_counts_from_there(self) -> None:
+        tracker = AckTracker()
+        tracker.durable("run", 100)
+        tracker.lose_run("run", "disk-reserve", "gone")
+        tracker.journalled("cam", "boot", 0, [("run", 50)])
+        assert tracker.upto_seq("cam", "boot") == -1
+        tracker.durable("run", 50)
+        assert tracker.upto_seq("cam", "boot") == 0

@@ -52,11 +52,16 @@ class Told:
 
     def __init__(self) -> None:
         self.n_durable = 0
+        self.refused: list[tuple[object, Exception]] = []
         self.failures: list[Exception] = []
         self.failed = threading.Event()
 
     def durable(self) -> None:
         self.n_durable += 1
+
+    def refusal(self, journal: object, error: Exception) -> None:
+        self.refused.append((journal, error))
+        self.failed.set()
 
     def failure(self, error: Exception) -> None:
         self.failures.append(error)
@@ -69,7 +74,7 @@ def told() -> Told:
 
 
 def a_syncer(told: Told, interval_s: float) -> Syncer:
-    syncer = Syncer(interval_s=interval_s, on_durable=told.durable, on_failure=told.failure)
+    syncer = Syncer(interval_s=interval_s, on_durable=told.durable, on_refused=told.refusal, on_failure=told.failure)
     syncer.start()
     return syncer
 
@@ -139,17 +144,16 @@ def test_closing_without_anything_written_ends_the_thread(told: Told) -> None:
     assert told.n_durable == 0
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("a bug")], ids=["disk", "bug"])
-def test_a_failure_is_the_end(told: Told, error: Exception) -> None:
+def test_a_bug_is_the_end(told: Told) -> None:
     syncer, disk = a_syncer(told, 0.0), SlowDisk()
     sound = disk.write(syncer)
     assert syncer.wait_durable(sound, PATIENCE_S)
-    disk.error = error
+    disk.error = error = ValueError("a bug")
     lost = disk.write(syncer)
     assert not syncer.wait_durable(lost, PATIENCE_S), "it returns at once: it never will be"
     assert told.failed.wait(PATIENCE_S)
     assert told.failures == [error]
-    assert syncer.failure is error
+    assert syncer.failure is syncer.refusal(disk) is error
     disk.error = None
     later = disk.write(syncer)
     assert not syncer.wait_durable(later, PATIENCE_S)
@@ -159,15 +163,28 @@ def test_a_failure_is_the_end(told: Told, error: Exception) -> None:
     assert told.failures == [error]
 
 
-def test_one_journal_that_fails_makes_none_of_its_round_durable(told: Told) -> None:
+def test_a_journal_that_the_disk_refuses_is_never_synced_again_and_the_others_are(told: Told) -> None:
     syncer, good, bad = a_syncer(told, HOUR_S), SlowDisk("good"), SlowDisk("bad")
     bad.error = OSError(28, "No space left on device")
+    bad.held = True
     good.write(syncer)
     bad.write(syncer)
-    syncer.close()
-    assert syncer.durable_ticket == 0
-    assert syncer.take_durable() == []
-    assert len(told.failures) == 1
+    closer = threading.Thread(target=syncer.close)  # starts a round at once
+    closer.start()
+    assert bad.arrived.acquire(timeout=PATIENCE_S)
+    bad.write(syncer)  # while it is being refused: this one must not be synced either
+    ticket = good.write(syncer)
+    bad.go_on.release()
+    closer.join(PATIENCE_S)
+    assert syncer.wait_durable(ticket, 0.0)
+    assert syncer.take_durable() == [("good", 100), ("good", 200)]
+    assert bad.synced == []
+    assert told.refused == [(bad, bad.error)]
+    assert told.failures == []
+    assert syncer.refusal(bad) is bad.error
+    assert syncer.refusal(good) is None
+    syncer.forget(bad)
+    assert syncer.refusal(bad) is None
 
 
 def append(journal: Journal, frame: int) -> None:
@@ -209,11 +226,13 @@ def test_a_real_fsync_that_fails_is_never_made_good(
         with monkeypatch.context() as broken:
             broken.setattr(os, "fdatasync", fail)
             append(journal, 0)
-            ticket = syncer.written(journal)
-            assert not syncer.wait_durable(ticket, PATIENCE_S)
-        assert not syncer.wait_durable(ticket, 0.0), "also not when the disk is well again"
+            syncer.written(journal)
+            assert told.failed.wait(PATIENCE_S)
+        syncer.written(journal)  # also not when the disk is well again
         syncer.close()
-    assert told.failed.wait(PATIENCE_S)
+        assert syncer.refusal(journal) is not None
+        assert syncer.take_durable() == []
+    assert [refused for refused, _ in told.refused] == [journal]
 
 
 def test_a_journal_that_was_closed_meanwhile_is_no_failure(told: Told, tmp_path: Path) -> None:

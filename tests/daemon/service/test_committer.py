@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from fake_disk import FakeDisk
 from ingest_harness import OTHER_RUN, RUN
 from integration.stored import assert_same, reference_mosaic, stored_mosaic
 from recordings import CORNERS, PX_UM, SHAPE, TILE, Recording
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, PlaneKey, Rect, TileKey
 from tilecast.hookspecs import Committed
+from tilecast.ingest.room import Room
 from tilecast.pyramid import Batch, Pyramid, PyramidSettings, RenderedTile
 from tilecast.queues import ByteQueue
 from tilecast.service import committer
@@ -42,7 +45,7 @@ from tilecast_protocol.messages import RunNotice, Tiles
 PATIENCE_S = 20.0
 
 
-class Disk:
+class Durable:
     """Says what is durable (the part of `Syncer` that the store thread asks)."""
 
     def __init__(self) -> None:
@@ -61,6 +64,9 @@ class Disk:
             self.failure = OSError("Input/output error")
             self._changed.notify_all()
 
+    def refusal(self, _journal: object) -> Exception | None:
+        return self.failure
+
     def wait_durable(self, ticket: int, timeout_s: float | None = None) -> bool:
         with self._changed:
             self.asked.set()
@@ -72,7 +78,8 @@ class Disk:
 class Bench:
     """A store thread, and all that it says."""
 
-    disk: Disk = field(default_factory=Disk)
+    durable: Durable = field(default_factory=Durable)
+    disk: FakeDisk = field(default_factory=FakeDisk)
     said: list[Tiles | RunNotice] = field(default_factory=list)
     committed: list[tuple[str, int]] = field(default_factory=list)
     plugins_told: list[Committed] = field(default_factory=list)
@@ -83,7 +90,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.committer = Committer(
             self.queue,
-            syncer=self.disk,  # type: ignore[arg-type]
+            syncer=self.durable,  # type: ignore[arg-type]
+            disk=self.disk,
             announcer=self,
             on_committed=lambda run, number: self.committed.append((run.run, number)),
             tell_plugins=self.plugins_told.append,
@@ -274,12 +282,12 @@ def test_nothing_is_committed_before_its_frames_are_durable(bench: Bench, made: 
     rendering = Rendering(made)
     bench.put(Opened(made.run))
     bench.settle(made.run)
-    bench.disk.asked.clear()
+    bench.durable.asked.clear()
     bench.put(rendering.rendered((0, 0), ticket=5))
-    assert bench.disk.asked.wait(PATIENCE_S)
-    bench.disk.sync(4)
+    assert bench.durable.asked.wait(PATIENCE_S)
+    bench.durable.sync(4)
     assert (info_of(made).rev, bench.said) == (0, [])
-    bench.disk.sync(5)
+    bench.durable.sync(5)
     bench.settle(made.run)
     assert (info_of(made).rev, bench.tiles[0].rev) == (1, 1)
 
@@ -288,9 +296,10 @@ def test_frames_that_never_become_durable_are_never_shown(bench: Bench, made: Re
     rendering = Rendering(made)
     bench.put(Opened(made.run))
     bench.put(rendering.rendered((0, 0)))
+    bench.settle(made.run)
     bench.put(rendering.rendered((5, 5), ticket=5))
     bench.put(rendering.rendered((9, 9)))  # durable itself, but it rests on one that is not
-    bench.disk.fail()
+    bench.durable.fail()
     bench.settle(made.run)
     assert (info_of(made).rev, info_of(made).n_placements) == (1, 1)
     assert "could not be made durable" in made.run.stuck
@@ -308,6 +317,10 @@ class FullDisk:
     n_failures: int = 0
     error: StoreError = field(default_factory=lambda: StoreFullError("the disk is full"))
     tried: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def n_tried(self) -> int:
+        """Writes so far."""
+        return self.tried._value
 
     def around(self, write: Callable[..., Any]) -> Callable[..., Any]:
         def attempt(*args: Any, **kwargs: Any) -> Any:
@@ -330,14 +343,13 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
     return disk
 
 
-@pytest.mark.parametrize("error", [StoreFullError("full"), StoreBusyError("locked")], ids=["full", "locked"])
-def test_the_same_commit_is_tried_until_there_is_room(
-    bench: Bench, made: Recording, full_disk: FullDisk, error: StoreError
+def test_the_same_commit_is_tried_until_nobody_locks_the_store(
+    bench: Bench, made: Recording, full_disk: FullDisk
 ) -> None:
     rendering = Rendering(made)
     bench.put(Opened(made.run))
     bench.settle(made.run)
-    full_disk.n_failures, full_disk.error = 5, error
+    full_disk.n_failures, full_disk.error = 5, StoreBusyError("locked")
     bench.put(rendering.rendered(*CORNERS))
     assert bench.settle(made.run) is None
     assert [tiles.rev for tiles in bench.tiles] == [1]
@@ -346,23 +358,75 @@ def test_the_same_commit_is_tried_until_there_is_room(
     assert_same(stored_mosaic(made.folder), reference_mosaic(made.folder, made.pixels))
 
 
-def test_opening_and_marking_wait_for_room_too(bench: Bench, made: Recording, full_disk: FullDisk) -> None:
-    full_disk.n_failures = 3
-    bench.put(Opened(made.run))
-    bench.settle(made.run)
-    full_disk.n_failures = 3
-    bench.put(Marked(made.run, state="ended", report=(1, {"received": 0})))
-    assert bench.settle(made.run) is None
-    assert (info_of(made).state, info_of(made).revision) == ("ended", 1)
-    assert bench.committer.stats.n_retries == 6
-
-
-def test_at_the_end_nobody_waits_for_room(bench: Bench, made: Recording, full_disk: FullDisk) -> None:
+def test_tiles_for_which_there_is_no_room_are_left_to_the_journal(
+    bench: Bench, made: Recording, full_disk: FullDisk
+) -> None:
     rendering = Rendering(made)
     bench.put(Opened(made.run))
     bench.put(rendering.rendered((0, 0)))
     bench.settle(made.run)
+    full_disk.n_failures = 1
+    bench.put(rendering.rendered((5, 5)))
+    bench.put(rendering.rendered((9, 9)))  # there is room again, but it rests on what is missing
+    bench.put(Marked(made.run, state="ended", report=(1, {"received": 3})))
+    assert bench.settle(made.run) is None
+    assert bench.disk.told == [Room.STOP]
+    assert (made.run.shed, made.run.stuck) == (True, "the disk is full")
+    assert (info_of(made).rev, info_of(made).state, info_of(made).revision) == (1, "ended", 1)
+    [notice] = bench.notices
+    assert notice.detail["what"] == "stuck"
+    assert "catches up by itself" in notice.detail["message"]
+
+
+def test_tiles_are_not_written_while_room_is_short(bench: Bench, made: Recording, full_disk: FullDisk) -> None:
+    rendering = Rendering(made)
+    bench.put(Opened(made.run))
+    bench.settle(made.run)
+    n_writes = full_disk.n_tried()
+    bench.disk.now = Room.STOP
+    bench.put(rendering.rendered((0, 0)))
+    bench.put(Marked(made.run, state="idle"))
+    assert bench.settle(made.run) is None
+    assert full_disk.n_tried() == n_writes + 1, "the mark only"
+    assert (info_of(made).rev, info_of(made).state) == (0, "idle")
+    assert made.run.shed
+    assert bench.disk.told == []
+
+
+def test_marks_are_made_with_what_is_kept_back_for_them(bench: Bench, made: Recording, full_disk: FullDisk) -> None:
+    full_disk.n_failures = 1
+    bench.put(Opened(made.run))
+    assert bench.settle(made.run) is None
+    full_disk.n_failures = 1
+    bench.put(Marked(made.run, state="ended", report=(1, {"received": 0})))
+    assert bench.settle(made.run) is None
+    assert (info_of(made).state, info_of(made).revision) == ("ended", 1)
+    assert bench.disk.told == [Room.FULL] * 2
+    assert not made.run.stuck
+
+
+def test_nobody_waits_for_room(bench: Bench, made: Recording, full_disk: FullDisk) -> None:
+    bench.put(Opened(made.run))
+    bench.settle(made.run)
     full_disk.n_failures = 10**9
+    bench.put(Marked(made.run, state="ended", notices=[made.run.notice("ended", {})]))
+    assert bench.settle(made.run) is None
+    assert made.run.shed
+    assert [notice.kind for notice in bench.notices] == ["ended", "warning"]
+    full_disk.n_failures = 0
+    closed = threading.Event()
+    bench.put(Closed(made.run, closed.set))
+    assert closed.wait(PATIENCE_S)
+    made.run.release()
+    assert (made.folder / "active").exists(), "the next daemon goes on with it"
+
+
+def test_at_the_end_nobody_waits_for_who_locks_a_store(bench: Bench, made: Recording, full_disk: FullDisk) -> None:
+    rendering = Rendering(made)
+    bench.put(Opened(made.run))
+    bench.put(rendering.rendered((0, 0)))
+    bench.settle(made.run)
+    full_disk.n_failures, full_disk.error = 10**9, StoreBusyError("locked")
     while full_disk.tried.acquire(blocking=False):
         pass
     bench.put(rendering.rendered((5, 5)))
@@ -380,6 +444,26 @@ def test_at_the_end_nobody_waits_for_room(bench: Bench, made: Recording, full_di
     assert closed.wait(PATIENCE_S)
     made.run.release()
     assert (made.folder / "active").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "shed"), [(sqlite3.SQLITE_IOERR, False), (sqlite3.SQLITE_READONLY, True)], ids=["broken", "read-only"]
+)
+def test_a_disk_that_does_not_take_tiles_is_told_of(
+    bench: Bench, made: Recording, full_disk: FullDisk, code: int, shed: bool
+) -> None:
+    cause = sqlite3.OperationalError("disk I/O error")
+    cause.sqlite_errorcode = code
+    full_disk.error = StoreError("the disk failed")
+    full_disk.error.__cause__ = cause
+    rendering = Rendering(made)
+    bench.put(Opened(made.run))
+    bench.settle(made.run)
+    full_disk.n_failures = 1
+    bench.put(rendering.rendered((0, 0)))
+    bench.settle(made.run)
+    assert bench.disk.trouble == made.run.stuck == "the disk failed"
+    assert (made.run.shed, bench.disk.told) == (shed, [])
 
 
 # ---- stores that cannot be written -----------------------------------------------------------------------------------

@@ -65,6 +65,29 @@ def test_a_run_is_made_found_and_loaded(keeper: Keeper) -> None:
     assert again == replace(found, counts={"duplicate": 4})
 
 
+def test_who_only_looks_at_a_run_is_asked_to_let_go_before_it_is_loaded(keeper: Keeper, tmp_path: Path) -> None:
+    record(tmp_path)
+    found = keeper.lookup(RUN)
+    assert found is not None
+    lock = RunLock(tmp_path / RUN)
+    asked: list[str] = []
+
+    def let_go(run: str) -> None:
+        asked.append(run)
+        lock.release()
+
+    keeper.give_way = let_go
+    keeper.load(found)[0].release()
+    assert asked == [RUN]
+
+
+def test_runs_that_are_loaded_were_not_left(keeper: Keeper, tmp_path: Path) -> None:
+    made = Recording(tmp_path)
+    made.close(finished=False)
+    assert keeper.left_active() == [RUN]
+    assert keeper.left_active({RUN}) == []
+
+
 def test_phase_and_reports_are_what_the_store_says(keeper: Keeper, tmp_path: Path) -> None:
     made = record(tmp_path)
     rebuild_run(made.folder)
