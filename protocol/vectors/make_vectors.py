@@ -436,6 +436,7 @@ def queries(out: Vectors) -> None:
         "rename": {"run": RUN, "name": "liver, slide 5"},
         "note": {"run": RUN, "text": "bubble in the\nupper left"},
         "delete": {"run": RUN},
+        "seal": {"run": RUN, "force": True},
         "reload": {},
     }
     for cmd, arguments in good.items():

@@ -18,9 +18,6 @@ import zmq
 
 from tilecast_protocol.messages import DaemonMessage, encode
 
-#: A notification is a few kilobytes; the high-water mark in bytes is turned into a count with this.
-TYPICAL_NBYTES = 16 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class NotifierStats:

@@ -152,7 +152,7 @@ def check_run(
             bad = tuple((tile.plane, tile.key) for tile in reader.damaged_tiles())
         except StoreTooNewError as error:
             return [*findings, Finding(str(error))]
-        except (TilecastError, ValueError) as error:
+        except TilecastError as error:
             return [*findings, Finding(str(error), kind=Kind.STORE)]
         findings += found
         if bad:
@@ -175,8 +175,8 @@ def check_run(
                     findings += _check_tiles(
                         folder, held, journal, frozen, reader, info, frozenset(bad), frames_may_wait, progress
                     )
-        except (TilecastError, ValueError) as error:
-            findings.append(Finding(str(error), kind=Kind.STORE))
+        except (TilecastError, ValueError, TypeError, KeyError) as error:  # the store says what makes no sense
+            findings.append(Finding(f"the store cannot be checked: {error}", kind=Kind.STORE))
         return findings
 
 

@@ -176,7 +176,7 @@ def rebuild_run(
             if (folder / TILES_NAME).exists():
                 with SqliteReader(folder) as reader:
                     info = reader.info()
-                    if info.settings["mode"] in BLEND_MODES:
+                    if info.settings.get("mode") in BLEND_MODES:
                         settings["mode"] = info.settings["mode"]
                     old = [row.placement for row in reader.placements() if row.placement.frame not in distrusted]
         has_store = info is not None and not store_is_damaged

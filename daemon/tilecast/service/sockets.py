@@ -1,8 +1,8 @@
 """Makes the sockets that the configuration asks for: bound or connected, bounded, and with the keys they need.
 
 A high-water mark is set before a socket is bound or connected, and counts messages where the configuration speaks of
-bytes: budgets are turned into numbers of messages of the usual size. What travels through the sockets is not known
-here.
+bytes: budgets are turned into numbers of messages of the usual size (of notifications: the largest). What travels
+through the sockets is not known here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tilecast.ingest.verdicts import IngestPath
 from tilecast.service.config import Config
 from tilecast.service.curve import Doors
 
-_TYPICAL_NOTIFICATION_NBYTES = 16 * 1024
+_LARGEST_NOTIFICATION_NBYTES = 128 * 1024  # 4,000 tiles with the largest numbers
 _TYPICAL_FRAME_NBYTES = 8 << 20
 _HEADERS_NBYTES = 1 << 20
 _UNREAD_ANSWERS = 1000  # small ones; the query server counts the bytes of large ones
@@ -94,7 +94,7 @@ class Sockets:
                 socket.maxmsgsize = _HEADERS_NBYTES
                 socket.router_mandatory = True  # as above, of a viewer
             else:
-                socket.sndhwm = max(100, self._config.viewers.queue_bytes // _TYPICAL_NOTIFICATION_NBYTES)
+                socket.sndhwm = max(100, self._config.viewers.queue_bytes // _LARGEST_NOTIFICATION_NBYTES)
                 socket.maxmsgsize = _HEADERS_NBYTES
             socket.linger = 0
             self._doors.bind_security(socket, name)

@@ -73,7 +73,13 @@ class SqliteReads(TileReader):
         return self._path
 
     def info(self) -> RunInfo:
-        return self._read(_info)
+        try:
+            return self._read(_info)
+        except (TypeError, ValueError, KeyError) as error:
+            raise StoreDamagedError(
+                f"{self._path} is damaged: what it says of its run cannot be read ({error!r}); run `tilecast fsck` to "
+                "see how badly, and `tilecast rebuild` to make it anew from the run's journal"
+            ) from error
 
     def tile(self, plane: PlaneKey, key: TileKey) -> StoredTile | None:
         def query(connection: sqlite3.Connection) -> StoredTile | None:

@@ -1,0 +1,150 @@
+/* Stands between a process and its disk (LD_PRELOAD): fails, or kills at, the n-th write, and keeps what was synced.
+
+   Python calls the functions shim_*; everything else looks as libc does. Only files below one folder are concerned.
+   What is at an fsync is copied before the fsync, so that nothing is called durable that was written behind it. The
+   copy is read through the descriptor that is synced: closing one of our own would drop SQLite's locks. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static char root[4096], durable[4096];
+static long n_calls, fail_from, fail_upto;
+static int fail_errno;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+/* Calls from number first to last, counted from 1, fail with this errno; 0 kills the process instead. */
+void shim_arm(const char *folder, const char *keep, long first, long last, int number) {
+    snprintf(root, sizeof root, "%s", folder);
+    snprintf(durable, sizeof durable, "%s", keep);
+    n_calls = 0;
+    fail_from = first;
+    fail_upto = last;
+    fail_errno = number;
+}
+
+long shim_calls(void) { return n_calls; }
+
+static int below(const char *path) {
+    size_t n = strlen(root);
+    return n && !strncmp(path, root, n) && path[n] == '/';
+}
+
+/* Files that mean nothing once the process is dead: SQLite's shared memory, and who holds the lock. */
+static int is_passing(const char *path) {
+    size_t n = strlen(path);
+    return (n > 4 && !strcmp(path + n - 4, "-shm")) || (n > 5 && !strcmp(path + n - 5, "/lock"));
+}
+
+static int path_of(int fd, char *path, size_t size) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, size - 1);
+    if (n < 0) return 0;
+    path[n] = 0;
+    return below(path) && !is_passing(path);
+}
+
+static int fails(void) {
+    long n = __sync_add_and_fetch(&n_calls, 1);
+    if (!fail_from || n < fail_from || n > fail_upto) return 0;
+    if (!fail_errno) kill(getpid(), SIGKILL);
+    errno = fail_errno;
+    return 1;
+}
+
+static void copy_name(const char *path, char *name, size_t size) {
+    snprintf(name, size, "%s/", durable);
+    size_t at = strlen(name);
+    for (path += strlen(root) + 1; *path && at < size - 1; path++) name[at++] = *path == '/' ? '\\' : *path;
+    name[at] = 0;
+}
+
+static void keep(int fd, const char *path) {
+    struct stat found;
+    if (!durable[0] || fstat(fd, &found) || !S_ISREG(found.st_mode)) return;
+    char name[8192], unborn[8300];
+    copy_name(path, name, sizeof name);
+    snprintf(unborn, sizeof unborn, "%s.unborn", name);
+    pthread_mutex_lock(&lock);
+    int out = open(unborn, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    void *buffer = NULL;
+    if (out < 0 || posix_memalign(&buffer, 4096, 1 << 20)) abort();
+    int own = -1, in = fd;
+    if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY) in = own = open(path, O_RDONLY);
+    for (off_t at = 0;;) {
+        ssize_t n = REAL(pread64)(in, buffer, 1 << 20, at);
+        if (n < 0) abort();
+        if (n == 0) break;
+        if (REAL(pwrite64)(out, buffer, n, at) != n) abort();
+        at += n;
+    }
+    if (own >= 0) close(own);
+    close(out);
+    free(buffer);
+    REAL(rename)(unborn, name);
+    pthread_mutex_unlock(&lock);
+}
+
+#define ON_FD(type, name, params, args)                                     \
+    type name params {                                                      \
+        char path[4096];                                                    \
+        if (root[0] && path_of(fd, path, sizeof path) && fails()) return -1; \
+        return REAL(name) args;                                             \
+    }
+ON_FD(ssize_t, write, (int fd, const void *data, size_t n), (fd, data, n))
+ON_FD(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at))
+ON_FD(ssize_t, pwrite64, (int fd, const void *data, size_t n, off64_t at), (fd, data, n, at))
+ON_FD(ssize_t, pwritev, (int fd, const struct iovec *parts, int n, off_t at), (fd, parts, n, at))
+ON_FD(ssize_t, pwritev64, (int fd, const struct iovec *parts, int n, off64_t at), (fd, parts, n, at))
+ON_FD(ssize_t, pwritev2, (int fd, const struct iovec *parts, int n, off_t at, int how), (fd, parts, n, at, how))
+ON_FD(int, ftruncate, (int fd, off_t size), (fd, size))
+ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size))
+
+#define ON_SYNC(name)                              \
+    int name(int fd) {                             \
+        char path[4096];                           \
+        if (root[0] && path_of(fd, path, sizeof path)) { \
+            if (fails()) return -1;                \
+            keep(fd, path);                        \
+        }                                          \
+        return REAL(name)(fd);                     \
+    }
+ON_SYNC(fsync)
+ON_SYNC(fdatasync)
+
+int rename(const char *from, const char *to) {
+    if (root[0] && below(from)) {
+        if (fails()) return -1;
+        if (durable[0]) {
+            char old[8192], new[8192];
+            copy_name(from, old, sizeof old);
+            copy_name(to, new, sizeof new);
+            REAL(rename)(old, new);
+        }
+    }
+    return REAL(rename)(from, to);
+}
+
+int unlink(const char *path) {
+    if (root[0] && below(path) && !is_passing(path)) {
+        if (fails()) return -1;
+        if (durable[0]) {
+            char name[8192];
+            copy_name(path, name, sizeof name);
+            REAL(unlink)(name);
+        }
+    }
+    return REAL(unlink)(path);
+}

@@ -1,0 +1,219 @@
+"""A fault at every write, sync, rename and deletion, one after the other; and death at each of them.
+
+A small piece of work is done once to count how often it uses the disk; then again for every one of these calls, which
+fails as a full, a broken or a read-only disk does, once or from then on, or is the last that the process ever makes.
+After each: nothing is corrupt, all that was promised is there, and what was said is clear.
+
+By default eight calls of each piece of work are tried; all of them, each in every way, take a quarter of an hour:
+
+    uv run pytest tests/faults -m slow
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults import chores
+from faults.nursery import Disk, Nursery
+from integration.stored import assert_same, stored_mosaic
+from recordings import record
+from tilecast.geometry import PlaneKey, TileKey
+from tilecast.service.fsck import check_run
+from tilecast.service.retention import finish
+from tilecast.store.lock import RunLock
+from tilecast.store.sqlite_reader import SqliteReader
+from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.tile_store import StoreDamagedError
+from tilecast_protocol.journal import Journal
+
+DIES = 0
+WAYS = [
+    (number, is_lasting)
+    for number, is_lasting in itertools.product((errno.ENOSPC, errno.EIO, errno.EROFS, DIES), (False, True))
+    if number != DIES or not is_lasting
+]
+FOR_EVER = 1 << 40
+FEW = 8
+ALL = pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])
+EXTENT = pytest.mark.parametrize("few", [True, ALL], ids=["few", "all"])
+
+
+@dataclass
+class Outcome:
+    """What became of a piece of work.
+
+    Attributes
+    ----------
+    way : str
+        What went wrong, for messages.
+    code : int
+        How the process ended.
+    n_calls : int
+        How often it used the disk; 0 if it did not live to tell.
+    safe : list of int
+        What it was promised.
+    errors : list of str
+    log : list
+        What it said besides.
+    """
+
+    way: str
+    code: int
+    n_calls: int = 0
+    safe: list[int] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    log: list[Any] = field(default_factory=list)
+
+
+def work(nursery: Nursery, chore: str, folder: Path, disk: Disk) -> Outcome:
+    """Do it once."""
+    promises = folder.with_suffix(".promises")
+    promises.unlink(missing_ok=True)
+    child = nursery.call(f"faults.chores:{chore}", str(folder), str(promises), disk=disk)
+    word = "dies" if not disk.errno else os.strerror(disk.errno)
+    span = f"call {disk.first}" + (" and all others" if disk.last > disk.first else "")
+    outcome = Outcome(f"{chore}: {span}: {word}", child.wait(), log=child.log)
+    for line in promises.read_text().splitlines() if promises.exists() else ():
+        what, _, detail = line.partition(" ")
+        match what:
+            case "safe":
+                outcome.safe.append(int(detail))
+            case "error":
+                outcome.errors.append(detail)
+            case "calls":
+                outcome.n_calls = int(detail)
+    return outcome
+
+
+def outcomes(
+    nursery: Nursery, chore: str, folder: Path, few: bool, *, template: Path | None = None
+) -> Iterator[Outcome]:
+    """The work as it should be, then with a fault at a few calls, or at every call in every way; each anew."""
+
+    def prepare() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if template is None:
+            folder.mkdir()
+        else:
+            shutil.copytree(template, folder)
+
+    prepare()
+    whole = work(nursery, chore, folder, Disk(folder=str(folder)))
+    assert (whole.code, whole.errors) == (0, [])
+    assert whole.n_calls > 3, "the shim sees what is written"
+    yield whole
+    ways = itertools.cycle(WAYS)
+    for first in range(1, whole.n_calls + 1, -(-whole.n_calls // FEW) if few else 1):
+        for number, is_lasting in [next(ways)] if few else WAYS:
+            prepare()
+            last = FOR_EVER if is_lasting else first
+            outcome = work(nursery, chore, folder, Disk(folder=str(folder), first=first, last=last, errno=number))
+            # What a disk does to a checkpoint in the background is not for the caller, who is told if it lasts.
+            assert outcome.code == (-9 if number == DIES else 0), outcome
+            assert all(_is_clear(error, number) for error in outcome.errors), outcome
+            yield outcome
+
+
+def _is_clear(error: str, number: int) -> bool:
+    """Whether a person can tell from it what to look at."""
+    words = ("disk", "permission", os.strerror(number).lower(), "sync", "fsck", "not be written")
+    return any(word in error.lower() for word in words)
+
+
+@EXTENT
+def test_a_journal_keeps_what_it_called_durable(shimmed: Nursery, tmp_path: Path, few: bool) -> None:
+    folder = tmp_path / "run"
+    for outcome in outcomes(shimmed, "write_journal", folder, few):
+        journalled = folder / "journal"
+        if not list(journalled.glob("*.tcj")):
+            assert outcome.safe == [], outcome
+            Journal.create(journalled, chores.RUN).close()
+            continue
+        with Journal.open(journalled, segment_bytes=chores.SEGMENT_BYTES) as journal:
+            frames = [frame for first, last in journal.frames().ranges() for frame in range(first, last + 1)]
+            assert frames == list(range(len(frames))), outcome
+            assert set(outcome.safe) <= set(frames), outcome
+            for frame in frames:
+                assert bytes(journal.image_of_frame(frame).parts[0]) == chores.payload(frame), outcome
+            assert not [damage for damage in journal.damage if damage.durable], outcome
+            assert journal.verify() == [], outcome
+
+
+@EXTENT
+def test_a_store_is_what_it_was_after_a_commit(shimmed: Nursery, tmp_path: Path, few: bool) -> None:
+    """Making it is bringing an empty file up to date: every step of the schema is interrupted as well."""
+    folder = tmp_path / chores.RUN
+    for outcome in outcomes(shimmed, "write_store", folder, few):
+        assert outcome.safe == list(range(len(outcome.safe)))
+        try:
+            store = SqliteStore.open(folder)
+        except StoreDamagedError:
+            assert outcome.safe == [], outcome  # its making was cut short, and is finished
+            store = SqliteStore.create(folder, chores.new_run())
+        with store:
+            assert store.check() == [], outcome
+            rev = store.info().rev
+            assert rev in (len(outcome.safe), len(outcome.safe) + 1), outcome
+            found = {stamp.key: store.tile(stamp.plane, stamp.key) for stamp in store.stamps()}
+            assert {key: tile.pzf for key, tile in found.items() if tile is not None} == tiles_after(rev), outcome
+            assert [row.placement.frame for row in store.placements()] == list(range(rev)), outcome
+            assert [row.detail["step"] for row in store.events() if row.name == "step"] == list(range(rev)), outcome
+            result = store.commit(chores.commit(rev))  # and it goes on
+            assert result.rev == rev + 1
+
+
+def tiles_after(n: int) -> dict[TileKey, bytes]:
+    """The tiles of the store after so many commits."""
+    if n == 0:
+        return {}
+    own = {TileKey(0, step, 0): chores.payload(step) for step in range(n)}
+    return own | {TileKey(1, 0, 0): chores.payload(n - 1), TileKey(0, -n, 5): chores.payload(n - 1)}
+
+
+@EXTENT
+def test_a_rebuild_leaves_the_old_mosaic_or_the_new_one(shimmed: Nursery, tmp_path: Path, few: bool) -> None:
+    made = record(tmp_path / "made")
+    shutil.copytree(made.folder, tmp_path / "bare")
+    folder = tmp_path / made.folder.name
+    # With tiles already, which are in the way of the new ones.
+    first = work(shimmed, "rebuild", made.folder, Disk(folder=str(made.folder)))
+    assert (first.code, first.errors) == (0, [])
+    expected = stored_mosaic(made.folder)
+    assert expected
+    for outcome in outcomes(shimmed, "rebuild", folder, few, template=made.folder):
+        assert_same(stored_mosaic(folder), expected)
+        if outcome.code:
+            assert work(shimmed, "rebuild", folder, Disk(folder=str(folder))).errors == []
+            assert_same(stored_mosaic(folder), expected)
+        assert check_run(folder) == [], outcome
+
+
+@EXTENT
+def test_a_run_is_whole_or_sealed(shimmed: Nursery, tmp_path: Path, few: bool) -> None:
+    made = record(tmp_path / "made")
+    assert work(shimmed, "rebuild", made.folder, Disk(folder=str(made.folder))).errors == []
+    expected = stored_mosaic(made.folder)
+    folder = tmp_path / made.folder.name
+    for outcome in outcomes(shimmed, "drop_journal", folder, few, template=made.folder):
+        RunLock(folder).release()
+        assert_same(stored_mosaic(folder), expected)
+        with SqliteReader(folder) as reader:
+            info = reader.info()
+            assert reader.tile(PlaneKey(), next(iter(reader.keys(PlaneKey(), 0)))) is not None
+        if info.state == "sealed":
+            finish(folder, info)
+            assert not list(folder.glob("journal*")), outcome
+        else:
+            with Journal.open(folder / "journal") as journal:
+                assert journal.n_images == len(made.pixels)
+                assert journal.verify() == [], outcome
+            assert check_run(folder) == [], outcome

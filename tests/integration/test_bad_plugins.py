@@ -1,0 +1,107 @@
+"""Plugins that raise, hang, and end threads, in a real daemon: they are named and given up, and frames go their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.talking import PATIENCE_S, PX_UM, SHAPE, Watcher, centre_um, picture
+from tilecast.process import DaemonProcess
+from tilecast_protocol.client import Client
+from tilecast_protocol.publisher import Publisher, RejectedError
+
+GUESTS = {
+    "raises": """
+        @hookimpl
+        def tilecast_committed():
+            raise SystemExit("a guest's mistake")
+        """,
+    "hangs": """
+        @hookimpl
+        def tilecast_committed():
+            threading.Event().wait()
+        """,
+    "waits": """
+        @hookimpl
+        def tilecast_find_calibration(name):
+            if name == "hang":
+                threading.Event().wait()
+        """,
+    "sources": """
+        class Source:
+            name = "rubbish"
+            def run(self, emit, stop):
+                emit([b"rubbish"])
+                emit([b"tc1/scope/guest/image", bytes(100)])
+                emit(["no bytes"])
+        @hookimpl
+        def tilecast_message_sources():
+            return [Source()]
+        """,
+    "unimportable": "raise SystemExit(3)",
+}
+
+
+def install(folder: Path, guests: dict[str, str]) -> None:
+    """Put modules into a folder as an installed distribution that announces them."""
+    entries = ["[tilecast.plugins]"]
+    for name, text in guests.items():
+        lines = text.strip("\n").splitlines()
+        margin = len(lines[0]) - len(lines[0].lstrip())
+        body = "\n".join(line[margin:] for line in lines)
+        (folder / f"guest_{name}.py").write_text(f"import threading\nfrom tilecast.hookspecs import hookimpl\n{body}\n")
+        entries.append(f"{name} = guest_{name}")
+    about = folder / "guests-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: guests\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("\n".join(entries) + "\n")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    guests = tmp_path / "guests"
+    guests.mkdir()
+    install(guests, GUESTS)
+    settings = {
+        "plugins.timeout_s": "0.3",
+        "plugins.max_failures": "3",
+        "blend.tile_size": "32",
+        "store.commit_interval_ms": "0",
+        "log.flood_s": "0",
+    }
+    daemon = DaemonProcess(tmp_path / "runs", settings=settings, environ={"PYTHONPATH": str(guests)})
+    yield daemon.start()
+    daemon.kill()
+
+
+@pytest.mark.slow
+def test_they_are_named_and_given_up_and_frames_go_their_way(daemon: DaemonProcess) -> None:
+    with (
+        Watcher(daemon.endpoints["notify"]) as watch,
+        Client(None, daemon.endpoints["query"]) as client,
+        Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as camera,
+    ):
+        run = camera.start("goes on", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+        for frame in range(5):
+            camera.image(picture(frame), pos_um=centre_um(0, 20 * frame))
+            watch.placed(run, frame + 1)
+        camera.end()
+        camera.flush()
+        with (
+            Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="other") as other,
+            pytest.raises(RejectedError, match="the plugin waits failed"),
+        ):
+            other.start("names what hangs", shape=SHAPE, dtype="<u2", px_um=PX_UM, flat="hang")
+        for name in ("raises", "hangs", "waits"):
+            daemon.wait_logged("plugin disabled", plugin=name, timeout_s=PATIENCE_S)
+        daemon.wait_logged("message source failed and is over", plugin="sources")
+        plugins = client.stats()["plugins"]
+        assert plugins["names"] == ["calibration", "hangs", "raises", "sources", "waits"]
+        assert "SystemExit" in plugins["failed"]["unimportable"]
+        assert plugins["disabled"].keys() == {"raises", "hangs", "waits"}
+        assert plugins["errors"]["raises"] == 3
+        assert client.health()["ready"]
+        assert client.report(run)["report"]["received"] == 5
+    assert daemon.stop() == 0

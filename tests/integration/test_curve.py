@@ -1,0 +1,174 @@
+"""A daemon that other machines can reach: who has a key gets all, who has none, or another, gets nothing and is logged.
+
+Peers speak to one of this machine's own addresses, so that they look like another machine; where there is none but
+loopback, these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+
+from integration.talking import PATIENCE_S, PX_UM, SHAPE, picture
+from tilecast.process import DaemonProcess
+from tilecast_protocol.client import Client, TileUpdate
+from tilecast_protocol.errors import DisconnectedError, QueryError
+from tilecast_protocol.key_files import make_pair
+from tilecast_protocol.publisher import Publisher
+from tilecast_protocol.sockets import CurveKeys
+
+SOCKETS = ("ingest.ack", "ingest.pull", "notify", "query")
+KIND = {"ingest.ack": zmq.DEALER, "ingest.pull": zmq.PUSH, "notify": zmq.SUB, "query": zmq.DEALER}
+
+
+@dataclass(frozen=True)
+class Fortress:
+    """A daemon with keys on all sockets."""
+
+    daemon: DaemonProcess
+    folder: Path
+    endpoints: dict[str, str]
+
+    def keys(self, name: str, server: str = "daemon") -> CurveKeys:
+        return CurveKeys.load(self.folder / f"{name}.key_secret", self.folder / f"{server}.key")
+
+    def client(self, name: str, timeout_s: float = PATIENCE_S) -> Client:
+        return Client(self.endpoints["notify"], self.endpoints["query"], timeout_s=timeout_s, curve=self.keys(name))
+
+
+@pytest.fixture(scope="module")
+def fortress() -> Iterator[Fortress]:
+    addresses = (
+        entry.address for some in psutil.net_if_addrs().values() for entry in some if entry.family == socket.AF_INET
+    )
+    address = next((address for address in addresses if not address.startswith("127.")), None)
+    if address is None:
+        pytest.skip("this machine has no address but loopback")
+    with tempfile.TemporaryDirectory(prefix="tilecast-") as temporary:
+        folder = Path(temporary)
+        for name in ("daemon", "camera", "viewer", "leaver", "boss", "stranger"):
+            make_pair(folder, name)
+        for group, names in {"clients": ("camera", "viewer", "leaver"), "operators": ("boss",)}.items():
+            (folder / group).mkdir(mode=0o700)
+            for name in names:
+                (folder / group / f"{name}.key").write_bytes((folder / f"{name}.key").read_bytes())
+                (folder / group / f"{name}.key").chmod(0o600)
+        settings = dict.fromkeys(SOCKETS, "tcp://0.0.0.0:*") | {
+            "curve.secret_key": str(folder / "daemon.key_secret"),
+            "curve.clients": str(folder / "clients"),
+            "curve.operators": str(folder / "operators"),
+            "blend.tile_size": "32",
+            "store.commit_interval_ms": "20",
+            "log.flood_s": "0",
+        }
+        daemon = DaemonProcess(folder / "runs", settings=settings).start()
+        try:
+            endpoints = {name: daemon.endpoints[name].replace("0.0.0.0", address) for name in SOCKETS}
+            yield Fortress(daemon, folder, endpoints)
+            assert daemon.stop() == 0, list(daemon.log)[-20:]
+        finally:
+            daemon.kill()
+
+
+def test_who_has_a_key_sends_hears_and_asks(fortress: Fortress) -> None:
+    with (
+        fortress.client("viewer") as viewer,
+        Publisher(
+            fortress.endpoints["ingest.ack"], instrument="scope", stream="cam", curve=fortress.keys("camera")
+        ) as camera,
+        Publisher(
+            fortress.endpoints["ingest.pull"],
+            mode="push",
+            instrument="scope",
+            stream="stage",
+            curve=fortress.keys("camera"),
+        ) as stage,
+    ):
+        assert viewer.health()["ready"]
+        run = camera.start("guarded", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+        stage.stage((0.0, 0.0))
+        camera.image(picture(1), pos_um=(10.0, 10.0))
+        camera.flush()
+        news = next(update for update in viewer.updates(PATIENCE_S) if isinstance(update, TileUpdate))
+        assert news.run == run
+        with pytest.raises(QueryError) as caught:
+            viewer.rename(run, "mine")
+        assert caught.value.code == "not-allowed"
+        with fortress.client("boss") as boss:
+            boss.rename(run, "renamed")
+        assert viewer.run(run)["name"] == "renamed"
+
+
+@pytest.mark.parametrize("name", SOCKETS)
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [("none", "shows no key"), ("unknown", "not in the allow-list"), ("wrong server", "takes us for somebody else")],
+)
+def test_who_has_none_gets_nothing_and_is_logged(fortress: Fortress, name: str, keys: str, why: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    peer = context.socket(KIND[name])
+    events = peer.get_monitor_socket(zmq.Event.DISCONNECTED)
+    peer.linger, peer.immediate = 0, 1
+    own = fortress.keys("stranger" if keys == "unknown" else "camera", "boss" if keys == "wrong server" else "daemon")
+    if keys != "none":
+        assert own.server is not None
+        peer.curve_publickey, peer.curve_secretkey, peer.curve_serverkey = own.public, own.secret, own.server
+    if name == "notify":
+        peer.subscribe(b"")
+    fortress.daemon.log.clear()
+    try:
+        peer.connect(fortress.endpoints[name])
+        line = fortress.daemon.wait_logged("connection refused", socket=name)
+        address = fortress.endpoints[name].split("/")[2].partition(":")[0]
+        # Who has no key may be gone before anybody could look where he came from.
+        assert line["address"] in ((address,) if keys == "unknown" else (address, ""))
+        assert why in line["why"]
+        assert line["key"] == (own.public.decode() if keys == "unknown" else "")
+        assert events.poll(PATIENCE_S * 1000)
+        if name == "ingest.pull":
+            with pytest.raises(zmq.Again):
+                peer.send(b"", zmq.NOBLOCK)
+        else:
+            assert not peer.poll(0)
+    finally:
+        peer.disable_monitor()
+        events.close()
+        peer.close()
+        context.term()
+
+
+def test_a_key_that_is_taken_away_is_cut_off_and_others_go_on(fortress: Fortress) -> None:
+    given = fortress.folder / "clients" / "leaver.key"
+    with (
+        fortress.client("leaver", timeout_s=1) as leaver,
+        fortress.client("viewer") as viewer,
+        Publisher(
+            fortress.endpoints["ingest.ack"], instrument="scope", stream="other", curve=fortress.keys("camera")
+        ) as camera,
+    ):
+        assert leaver.health()["ready"]
+        run = camera.start("goes on", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+        camera.image(picture(1), pos_um=(10.0, 10.0))
+        camera.flush()
+        fortress.daemon.log.clear()
+        given.rename(given.with_suffix(".off"))
+        line = fortress.daemon.wait_logged("key taken away", client="leaver")
+        assert line["n_connections_cut"] >= 1
+        line = fortress.daemon.wait_logged("connection refused", key=fortress.keys("leaver").public.decode())
+        assert "leaver.key was taken away" in line["why"]
+        with pytest.raises(DisconnectedError):
+            leaver.health()
+        camera.image(picture(2), pos_um=(20.0, 10.0))
+        camera.flush()
+        camera.end()
+        assert viewer.report(run)["report"]["received"] == 2
+        given.with_suffix(".off").rename(given)
+        with fortress.client("leaver") as again:
+            assert again.health()["ready"]
