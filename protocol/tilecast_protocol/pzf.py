@@ -807,6 +807,8 @@ def _decode_chunks(payload: U8Array, out: U8Array) -> None:
 
 def _decode(data: U8Array, header: RecordHeader, max_bytes: int) -> npt.NDArray[Any]:
     """The pixels of a record: (w, h, d), in the record's order, owned by the caller."""
+    if not header.nbytes and max(header.shape) > max_bytes:
+        raise PZFError(f"the record claims no pixels in a shape of {' × '.join(map(str, header.shape))}")
     if header.nbytes > max_bytes:
         raise PZFError(
             f"the record claims {' × '.join(map(str, header.shape))} pixels of {header.dtype.str}, {header.nbytes} "

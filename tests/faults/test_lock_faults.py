@@ -11,9 +11,6 @@ import pytest
 from tilecast.store.lock import RunLock
 
 
-@pytest.mark.xfail(
-    strict=True, raises=OSError, reason="RunLock.release raises what the text in the lock file met, and hides the cause"
-)
 def test_a_lock_is_given_back_on_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = RunLock(tmp_path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_protocol.client import Client
 from tilecast_protocol.journal import Journal
+from tilecast_protocol.messages import DaemonHeartbeat
 from tilecast_protocol.publisher import Publisher
 
 SETTINGS = {"blend.tile_size": str(TILE), "ingest.idle_end_s": "600", "log.flood_s": "0"}
@@ -193,6 +195,8 @@ def test_a_run_that_meets_damage_is_repaired_and_goes_on(start_daemon: StartDaem
                 connection.execute("UPDATE tile_data SET pzf = x'0001'")
             connection.close()
             daemon.start()
+            started_ns = time.time_ns()
+            watch.until(lambda m: isinstance(m, DaemonHeartbeat) and m.t_ns > started_ns, "a word of the new daemon")
             publisher.image(sent[11], frame=11, pos_um=centre_um(*serpentine(11)))
             publisher.flush()
             daemon.wait_logged("the mosaic of a run is stuck; its frames are kept", run=run)
@@ -206,6 +210,7 @@ def test_a_run_that_meets_damage_is_repaired_and_goes_on(start_daemon: StartDaem
 
 _HOLDER = """
 import sys
+import time
 from tilecast.store.lock import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)

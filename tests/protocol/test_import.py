@@ -22,7 +22,7 @@ print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}} -
 EVERYTHING = """
 import importlib, pkgutil, tilecast_protocol
 for module in pkgutil.iter_modules(tilecast_protocol.__path__):
-    if module.name != "_pzf_kernels":
+    if module.name not in ("_pzf_kernels", "_addresses"):
         importlib.import_module(f"tilecast_protocol.{module.name}")
 for name in tilecast_protocol.__all__:
     getattr(tilecast_protocol, name)

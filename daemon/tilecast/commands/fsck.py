@@ -25,12 +25,12 @@ _CLEAN, _FOUND, _NOT_CHECKED = 0, 1, 2
 def command(ctx: click.Context, invocation: Invocation, runs: tuple[str, ...], quick: bool, repair: bool) -> None:
     """Check runs: journals, checksums, placements, and every tile against its children and its frames.
 
-    Without RUN, all of them. Nothing is changed without --repair. That makes tiles anew from the frames that cover them,
-    indices from the recording, and a ruined database as a whole, which is then set aside; it never gives up what only
-    the mosaic has left of a damaged recording. If the daemon has the run open, the daemon does it.
+    Without RUN, all of them. Nothing is changed without --repair. That makes tiles anew from the frames that cover
+    them, indices from the recording, and a ruined database as a whole, which is then set aside; it never gives up what
+    only the mosaic has left of a damaged recording. If the daemon has the run open, the daemon does it.
 
-    The exit code is 0 if all is well, or is so again; 1 if something was found, and, with --repair, is still wrong; 2 if
-    a run could not be checked, for instance because it is still being written.
+    The exit code is 0 if all is well, or is so again; 1 if something was found, and, with --repair, is still wrong; 2
+    if a run could not be checked, for instance because it is still being written.
     """
     from tilecast.service.runs import JOURNAL_NAME
     from tilecast_protocol.errors import TilecastError

@@ -438,6 +438,8 @@ class Daemon:
         loaded = self._ingester.run_loaded(run)
         if isinstance(loaded, Run) and not loaded.store_ready.wait(_STORE_S):
             raise QueryError("busy", "the store of this run is still being made; ask again in a moment")
+        if loaded is None and self._state == "catching-up":
+            raise QueryError("busy", "the daemon is still loading the runs that were open; ask again in a moment")
         return isinstance(loaded, Run)
 
     def operate(self, query: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,8 @@ class RunLock:
         fd, self._fd = self._fd, None
         if fd is not None:
             try:
-                os.ftruncate(fd, 0)
+                with contextlib.suppress(OSError):  # as above; and it must not hide what went wrong before
+                    os.ftruncate(fd, 0)
             finally:
                 os.close(fd)
 

@@ -37,12 +37,12 @@ class TestSettled:
         def check() -> None:
             nonlocal looks
             looks += 1
-            if time.monotonic() - began_s > measure._IDLE_S + 0.1:
+            if time.monotonic() - began_s > measure.IDLE_S + 0.1:
                 log.write_bytes(b"")
 
         settled_s = _wait_settled(tmp_path, ME, check) - began_s
         assert looks > 5
-        assert 0.1 <= settled_s < time.monotonic() - began_s - measure._IDLE_S + 0.05
+        assert 0.1 <= settled_s < time.monotonic() - began_s - measure.IDLE_S + 0.05
 
     def test_a_log_that_is_gone_or_empty_needs_no_waiting(self, tmp_path: Path) -> None:
         began_s = time.monotonic()

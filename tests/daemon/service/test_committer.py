@@ -5,10 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fake_disk import FakeDisk
@@ -19,7 +21,7 @@ from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, PlaneKey, Rect, TileKey
 from tilecast.hookspecs import Committed
 from tilecast.ingest.room import Room
-from tilecast.pyramid import Batch, Pyramid, PyramidSettings, RenderedTile
+from tilecast.pyramid import Batch, Pyramid, PyramidSettings
 from tilecast.queues import ByteQueue
 from tilecast.service import committer
 from tilecast.service.committer import (
@@ -40,6 +42,7 @@ from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_store import CommitResult, StoreBusyError, StoreFullError
 from tilecast.testing.memory_sources import MemorySources
+from tilecast_protocol import pzf
 from tilecast_protocol.messages import RunNotice, Tiles
 
 PATIENCE_S = 20.0
@@ -672,13 +675,24 @@ def test_a_batch_becomes_one_transaction(tmp_path: Path) -> None:
     made.close()
 
 
-def test_more_tiles_than_are_encoded_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_encodes_half_of_the_tiles(tmp_path: Path) -> None:
     made = Recording(tmp_path)
     batch = Rendering(made).batch(*CORNERS)
-    together = encode_rows(batch)
-    monkeypatch.setattr(committer, "_ENCODED_AT_ONCE", 3)
-    assert encode_rows(batch) == together
-    assert isinstance(next(iter(batch.tiles.values())), RenderedTile)
+    assert len(batch.tiles) >= 16, "fewer are not worth a helper"
+
+    class Counting(ThreadPoolExecutor):
+        n_jobs = 0
+
+        def submit(self, *job: Any, **options: Any) -> Any:
+            self.n_jobs += 1
+            return super().submit(*job, **options)
+
+    with Counting(1) as helper:
+        rows = encode_rows(batch, helper)
+        assert helper.n_jobs == 1
+    assert [(row.plane, row.key) for row in rows] == list(batch.tiles)
+    for row, tile in zip(rows, batch.tiles.values(), strict=True):
+        assert np.array_equal(pzf.decode_image(row.pzf), tile.pixels)
     made.close()
 
 
