@@ -168,7 +168,7 @@ def test_a_key_that_is_taken_away_is_cut_off_and_others_go_on(fortress: Fortress
         camera.image(picture(2), pos_um=(20.0, 10.0))
         camera.flush()
         camera.end()
-        assert viewer.report(run)["report"]["received"] == 2
+        XX
         given.with_suffix(".off").rename(given)
         with fortress.client("leaver") as again:
             assert again.health()["ready"]
