@@ -168,7 +168,11 @@ def test_a_key_that_is_taken_away_is_cut_off_and_others_go_on(fortress: Fortress
         camera.image(picture(2), pos_um=(20.0, 10.0))
         camera.flush()
         camera.end()
-        XX
+        camera.flush()
+        found = viewer.report(run)
+        while not found["final"]:  # it is written, and told, a moment after `end` is acknowledged
+            found = viewer.report(run)
+        assert found["report"]["received"] == 2
         given.with_suffix(".off").rename(given)
         with fortress.client("leaver") as again:
             assert again.health()["ready"]
