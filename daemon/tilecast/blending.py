@@ -189,7 +189,8 @@ class Job:
     solo : Placed or None
         The frame before, if it is only one.
     is_last : bool
-        Whether no other frame is expected, so that the state need not be made.
+        Whether no other frame is expected. Then the state need not be made; without it, the tile has to be blended
+        anew if one comes all the same.
     """
 
     window: Window
@@ -248,7 +249,7 @@ class Blender(ABC):
                 _begin(job, frame)
             else:
                 here = Placed(placement, job.window)
-                job.state = self.add(job.state, job.solo, job.old, job.out, job.mask, frame, here, is_last=job.is_last)
+                job.state = self.add(job.state, job.solo, job.old, job.out, job.mask, frame, here)
                 if job.mask is not None:
                     job.mask[job.window.in_tile] = True
             if job.mask is not None and job.mask.all():
@@ -264,8 +265,6 @@ class Blender(ABC):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
-        *,
-        is_last: bool = False,
     ) -> State | None:
         """Blend a frame into a tile that others cover already.
 
@@ -285,14 +284,11 @@ class Blender(ABC):
             Pixels of the frame.
         here : Placed
             Where it lies.
-        is_last : bool
-            Whether no other frame is expected, so that the state need not be made.
 
         Returns
         -------
         State or None
-            For the next frame; often the object given. None where the tile is its own state, and perhaps if `is_last`:
-            then the tile has to be blended anew if another frame comes all the same.
+            For the next frame; often the object given. None where the tile is its own state.
         """
 
 
@@ -380,16 +376,11 @@ class _IntegerSum(_Sum):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
-        *,
-        is_last: bool = False,
-    ) -> SumState | None:
+    ) -> SumState:
         del mask
         weights = self.weights(here.placement)
         if solo is not None:
             solo_weights = self.weights(solo.placement)
-            if is_last:
-                kernels.blend_two(old, out, frame, weights, *here.window, solo_weights, *solo.window)
-                return None
             first = SumState(np.empty(old.shape, np.uint32), np.empty(old.shape, np.uint16), visits=2)
             kernels.add_second_sum(
                 first.total, first.weight, old, out, frame, weights, *here.window, solo_weights, *solo.window
@@ -430,10 +421,8 @@ class _FloatSum(_Sum):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
-        *,
-        is_last: bool = False,
     ) -> SumState:
-        del mask, is_last
+        del mask
         if solo is not None:
             state = self._open(old, solo)
         assert isinstance(state, SumState)
@@ -459,10 +448,8 @@ class _Extreme(Blender):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
-        *,
-        is_last: bool = False,
     ) -> None:
-        del state, solo, is_last
+        del state, solo
         _copy(old, out)
         best, new = out[here.window.in_tile], frame[here.window.in_frame]
         if self.dtype.kind == "f":
@@ -491,10 +478,8 @@ class _Newest(Blender):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
-        *,
-        is_last: bool = False,
     ) -> None:
-        del state, solo, mask, is_last
+        del state, solo, mask
         _copy(old, out)
         paste(out, frame, here.window)
 
@@ -532,10 +517,8 @@ class _Nearest(Blender):
         mask: Mask | None,
         frame: Pixels,
         here: Placed,
-        *,
-        is_last: bool = False,
     ) -> NearestState:
-        del mask, is_last
+        del mask
         if solo is not None:
             state = self._open(old, solo)
         assert isinstance(state, NearestState)

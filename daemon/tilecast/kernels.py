@@ -70,25 +70,30 @@ def address(array: NDArray[Any] | None) -> int:
 
 
 @_compiled
+def _copy_row(
+    source: Pixels, source_row: np.uintp, source_col: np.uintp, out: Pixels, row: np.uintp, col: np.uintp, n: np.uintp
+) -> None:
+    """Copy `n` pixels of a row."""
+    for i in range(n):
+        out[row, col + i] = source[source_row, source_col + i]
+
+
+@_compiled
 def copy_around(old: Pixels, out: Pixels, row0: int, row1: int, col0: int, col1: int) -> None:
     """Copy a tile except for a window, which the caller is about to write."""
     size = old.shape[0]
-    for row in range(size):
-        inside = row0 <= row < row1
-        for col in range(col0 if inside else size):
-            out[row, col] = old[row, col]
-        for col in range(col1 if inside else size, size):
-            out[row, col] = old[row, col]
+    for r in range(size):
+        row, inside = _index(r), row0 <= r < row1
+        _copy_row(old, row, _index(0), out, row, _index(0), _index(col0 if inside else size))
+        if inside:
+            _copy_row(old, row, _index(col1), out, row, _index(col1), _index(size - col1))
 
 
 @_compiled
 def copy_part(old: Pixels, out: Pixels, row0: int, col0: int, size: int) -> None:
     """Copy a square part of a tile."""
-    left, n = _index(col0), _index(size)
     for r in range(row0, row0 + size):
-        row = _index(r)
-        for i in range(n):
-            out[row, left + i] = old[row, left + i]
+        _copy_row(old, _index(r), _index(col0), out, _index(r), _index(col0), _index(size))
 
 
 @_compiled
@@ -211,28 +216,24 @@ def blend_two(
 ) -> None:
     """As :func:`add_second_sum`, to the same pixels, where nobody will need the sums."""
     copy_around(old, out, row0, row1, col0, col1)
-    n, left, frame_left = _index(col1 - col0), _index(col0), _index(col0 + dcol)
-    both0, both1 = max(col0, solo_col0), max(col0, solo_col0, min(col1, solo_col1))
-    n_both, both_left = _index(both1 - both0), _index(both0)
-    both_frame_left, both_solo_left = _index(both0 + dcol), _index(both0 + solo_dcol)
+    both0, both1 = max(col0, solo_col0), min(col1, solo_col1)
+    if both0 >= both1:  # the columns of both; if there are none, all are the frame's alone
+        both0 = both1 = col1
+    n_both, left = _index(both1 - both0), _index(both0)
+    frame_left, solo_left = _index(both0 + dcol), _index(both0 + solo_dcol)
     for r in range(row0, row1):
         row, frame_row = _index(r), _index(r + drow)
         if not solo_row0 <= r < solo_row1:
-            for i in range(n):
-                out[row, left + i] = frame[frame_row, frame_left + i]
+            _copy_row(frame, frame_row, _index(col0 + dcol), out, row, _index(col0), _index(col1 - col0))
             continue
         solo_row = _index(r + solo_drow)
-        # `old` may be `out`: what both cover is read before it is written, and the rest is the frame's alone.
+        # `old` may be `out`: what both cover is read before it is written.
         for i in range(n_both):
-            k, solo_k = _u32(weights[frame_row, both_frame_left + i]), _u32(solo_weights[solo_row, both_solo_left + i])
-            total = _u32(
-                _u32(_u32(old[row, both_left + i]) * solo_k) + _u32(_u32(frame[frame_row, both_frame_left + i]) * k)
-            )
-            out[row, both_left + i] = _quotient(total, _u16(k + solo_k))
-        for i in range(_index(both0 - col0) if n_both else n):
-            out[row, left + i] = frame[frame_row, frame_left + i]
-        for i in range(_index(both1 - col0) if n_both else n, n):
-            out[row, left + i] = frame[frame_row, frame_left + i]
+            k, solo_k = _u32(weights[frame_row, frame_left + i]), _u32(solo_weights[solo_row, solo_left + i])
+            total = _u32(_u32(_u32(old[row, left + i]) * solo_k) + _u32(_u32(frame[frame_row, frame_left + i]) * k))
+            out[row, left + i] = _quotient(total, _u16(k + solo_k))
+        _copy_row(frame, frame_row, _index(col0 + dcol), out, row, _index(col0), _index(both0 - col0))
+        _copy_row(frame, frame_row, _index(both1 + dcol), out, row, _index(both1), _index(col1 - both1))
 
 
 #: What is to be done with a tile (`blend_tiles`): it is the frame's alone; it gets its second frame, and no other is
@@ -284,11 +285,8 @@ def blend_tiles(
         if kinds[t] == ALONE:
             if r1 - r0 < size or c1 - c0 < size:
                 out[:] = 0
-            n, left, frame_left = _index(c1 - c0), _index(c0), _index(c0 + dc)
             for r in range(r0, r1):
-                row, frame_row = _index(r), _index(r + dr)
-                for i in range(n):
-                    out[row, left + i] = frame[frame_row, frame_left + i]
+                _copy_row(frame, _index(r + dr), _index(c0 + dc), out, _index(r), _index(c0), _index(c1 - c0))
         elif kinds[t] == SECOND_AND_LAST:
             blend_two(old, out, frame, weights, r0, r1, c0, c1, dr, dc, weights, q0, q1, p0, p1, qr, pc)
         elif kinds[t] == SECOND:

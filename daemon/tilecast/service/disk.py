@@ -154,7 +154,10 @@ class DiskWatch:
                     f"{has}, and {below} are to stay free (disk.stop_bytes, disk.stop_percent): no run is begun and "
                     "mosaics are not written, images are still recorded; make room and everything goes on by itself"
                 )
-            return f"{has}: it is full, and images cannot be recorded; make room and everything goes on by itself"
+            return (
+                f"{has}, which was not enough for what had to be written: no image is recorded; make room and "
+                "everything goes on by itself"
+            )
 
     @property
     def trouble(self) -> str:

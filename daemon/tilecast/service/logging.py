@@ -32,7 +32,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 # Fields by which a message is told apart from another with the same text. A frame's number is not among them: "frame
 # unplaced" of frames 1, 2, 3, … of one run is one flood.
-_IDENTITY = ("level", "event", "logger", "run", "plugin")
+_IDENTITY = ("level", "event", "reason", "logger", "run", "plugin")
 
 _SUMMARY = "_flood_summary"
 

@@ -37,7 +37,7 @@ def warm_up(dtypes: Iterable[str] = ("|u1", "<u2", "<f4"), modes: Iterable[str] 
             show.close()
     seconds = time.monotonic() - began
     if show is not None:
-        log.info("kernels compiled", seconds=round(seconds, 1))
+        log.info("kernels loaded", seconds=round(seconds, 1))
     return seconds
 
 
@@ -62,7 +62,7 @@ class _Bar:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             self._progress = Progress(
-                TextColumn("Compiling kernels (first use on this machine)"),
+                TextColumn("Loading kernels (on first use they are compiled)"),
                 BarColumn(),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
@@ -72,7 +72,7 @@ class _Bar:
             self._task = self._progress.add_task("", total=total)
             self._progress.start()
         else:
-            log.info("compiling kernels, as on every first use; this takes up to half a minute")
+            log.info("loading kernels; on first use they are compiled, which takes up to half a minute")
 
     def at(self, number: int, name: str) -> None:
         if self._progress is not None:

@@ -7,6 +7,7 @@ a finished store at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import urllib.parse
@@ -113,14 +114,18 @@ def write_back(path: Path, keep_bytes: int) -> None:
     # Through a descriptor that SQLite has: closing one of our own would drop all locks of this process on the file.
     own, folder = path.resolve(), Path("/proc/self/fd")
     for entry in folder.iterdir() if folder.exists() else ():
-        with contextlib.suppress(FileNotFoundError):  # a descriptor that has been closed meanwhile
-            if entry.readlink() == own:
-                fd = int(entry.name)
-                os.fdatasync(fd)
-                end = os.fstat(fd).st_size - keep_bytes
-                if end > 0:
-                    os.posix_fadvise(fd, 0, end, os.POSIX_FADV_DONTNEED)
-                return
+        try:
+            if entry.readlink() != own:
+                continue
+            fd = int(entry.name)
+            os.fdatasync(fd)
+            end = os.fstat(fd).st_size - keep_bytes
+            if end > 0:
+                os.posix_fadvise(fd, 0, end, os.POSIX_FADV_DONTNEED)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBADF):  # a descriptor that has been closed meanwhile
+                raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -88,7 +88,7 @@ def test_sentences_say_how_much_and_what_to_do(meter: Meter) -> None:
     meter.at(14)
     assert "20.0 MiB are to stay free" in watch.sentence
     watch.ran_out(Room.FULL)
-    assert "it is full" in watch.sentence
+    assert "no image is recorded" in watch.sentence
 
 
 def test_the_reserve_is_given_up_when_the_disk_is_full_and_made_again(meter: Meter) -> None:

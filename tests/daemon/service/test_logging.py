@@ -156,9 +156,10 @@ class TestFloods:
         [
             lambda log, n: log.info("run started", run=f"{n}"),
             lambda log, n: log.info(f"message {n}"),
+            lambda log, n: log.warning("message refused", reason=f"reason {n}"),
             lambda log, n: (log.info, log.warning, log.error)[n % 3]("message"),
         ],
-        ids=["runs", "texts", "levels"],
+        ids=["runs", "texts", "reasons", "levels"],
     )
     def test_what_differs_is_not_a_flood(self, say: Callable[[Any, int], None]) -> None:
         stream = io.StringIO()
