@@ -17,6 +17,10 @@ class RunLockedError(StoreError):
     """Another process writes this run."""
 
 
+class StoreOutdatedError(StoreError):
+    """The store was written by an older tilecast, and can be read once it has been brought up to date."""
+
+
 class StoreTooNewError(StoreError):
     """The store was written by a newer tilecast than this one."""
 

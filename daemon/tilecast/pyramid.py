@@ -300,6 +300,9 @@ class Pyramid:
         self._number = 0  # of the last batch
         self._dirty: dict[Address, _Tile] = {}  # base tiles changed since
         self._news: dict[tuple[int, int], Placement] = {}  # placements added or moved since
+        # Rectangles of which all other frames are known since, and whether some frame lay elsewhere before.
+        self._surveyed: list[tuple[PlaneKey, Rect, list[Rect]]] = []
+        self._has_moved = False
         self._uncommitted: dict[tuple[int, int], tuple[Placement, int]] = {}  # with the number of their batch
         self._batches: dict[int, tuple[list[_Tile], list[tuple[int, int]]]] = {}  # not committed: tiles, placement ids
 
@@ -402,7 +405,7 @@ class Pyramid:
         if old not in self._covering(old.plane, old.rect):
             raise ValueError(f"frame {old.frame}, view {old.view}, does not lie at {old.plane} {old.rect}")
         frame = self._load(new)
-        self._midway = True
+        self._midway = self._has_moved = True
         self._note(new)
         # In the tiles that it leaves it may still lie, at its new place: a rebuild sees to both.
         left = list(tiles_in(old.rect, 0, self._size))
@@ -576,6 +579,7 @@ class Pyramid:
         self._batches[self._number] = all_changed, list(self._news)
         self._levels = levels
         self._dirty, self._news, self._boxes_before = {}, {}, {}
+        self._surveyed, self._has_moved = [], False
         self._shrink()
         self._midway = False
         return batch
@@ -663,8 +667,10 @@ class Pyramid:
 
     def _around(self, placement: Placement) -> list[Placement]:
         """The other frames in reach of one."""
-        found = self._covering(placement.plane, surroundings.reach(placement.rect, self._size))
-        return [each for each in found if each.id != placement.id]
+        reach = surroundings.reach(placement.rect, self._size)
+        found = [each for each in self._covering(placement.plane, reach) if each.id != placement.id]
+        self._surveyed.append((placement.plane, reach, [each.rect for each in found]))
+        return found
 
     def _by_tile(self, placement: Placement, frames: list[Placement]) -> dict[TileKey, list[Placement]]:
         """Those of the frames that touch each of the tiles that a placement touches; tiles without are left out."""
@@ -709,7 +715,14 @@ class Pyramid:
         """Whether there could have been a tile when the last batch was made: most that a scan comes to are new."""
         plane, key = address
         before = self._boxes_before.get(plane, self._bboxes[plane])
-        return not before.intersect(key.rect(self._size << key.level)).empty
+        rect = key.rect(self._size << key.level)
+        if before.intersect(rect).empty:
+            return False
+        if not self._has_moved:
+            for surveyed, reach, frames in self._surveyed:
+                if surveyed == plane and reach.contains(rect):
+                    return any(not frame.intersect(rect).empty for frame in frames)
+        return True
 
     def _read(self, address: Address) -> _Tile | None:
         """A tile as committed, not yet kept; None if there is none."""

@@ -114,6 +114,13 @@ class TestAgainstTheReference:
             mosaic.flush()
             mosaic.check()
 
+    @pytest.mark.parametrize("step", [(72, 88), (64, 80), (59, 83)])
+    def test_frames_of_many_tiles_when_nothing_stays_in_memory(self, step: tuple[int, int]) -> None:
+        """Which upper tiles there are is then told by the frames around; next to, at and over the borders of tiles."""
+        mosaic = LiveMosaic(budget_bytes=TINY)
+        corners = [(row * step[0], (col if row % 2 else 3 - col) * step[1]) for row in range(3) for col in range(4)]
+        run(mosaic, (64, 80), [*corners, (step[0] // 2, step[1] // 2), corners[0]])
+
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("mode", BLEND_MODES)
     def test_a_stage_parked_under_a_running_camera(self, mode: str, dtype: str) -> None:
@@ -349,6 +356,18 @@ class TestAgain:
 
 
 class TestMoves:
+    def test_a_frame_comes_next_to_where_another_has_just_left(self) -> None:
+        """The tiles above the place that was left are gone, though no frame tells of them any more."""
+        mosaic = LiveMosaic(budget_bytes=TINY)
+        shape = (64, 64)
+        for i, (row, col) in enumerate([(0, 0), (400, 400), (0, 64)]):
+            mosaic.add(placed(i, row, col, shape), noise(i, shape))
+            mosaic.flush()
+        mosaic.move(2, 0, row=300, col=300)
+        mosaic.add(placed(3, 64, 64, shape), noise(3, shape))
+        mosaic.flush()
+        mosaic.check()
+
     @pytest.mark.parametrize("budget", ["ample", "small"])
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("mode", BLEND_MODES)

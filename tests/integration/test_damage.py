@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from damaged_store import spoil_tiles
 from integration.conftest import IMPATIENT, StartDaemon
 from integration.scanning import assert_holds, endpoints, pictures, serpentine, tilecast
 from integration.stored import assert_same, stored_mosaic
@@ -19,6 +19,7 @@ from recordings import TILE, Recording
 from reference.mosaic_reference import Mosaic
 from tilecast.commands._daemon import daemon_of
 from tilecast.errors import RunLockedError
+from tilecast.geometry import TileKey
 from tilecast.process import DaemonProcess
 from tilecast.service import runs
 from tilecast.service.config import load
@@ -61,14 +62,6 @@ def old_run(root: Path, *, ended: bool = True) -> Old:
     folder = made.close(finished=ended)
     rebuild_run(folder)
     return Old(folder, stored_mosaic(folder))
-
-
-def spoil_a_tile(old: Old) -> None:
-    """Let one tile decay, even while a daemon has the run open."""
-    connection = sqlite3.connect(old.tiles, timeout=30)
-    with connection:
-        connection.execute("UPDATE tile_data SET pzf = x'0001' WHERE id = 1")
-    connection.close()
 
 
 def test_ruined_runs_are_made_good_while_the_others_go_on(start_daemon: StartDaemon, tmp_path: Path) -> None:
@@ -123,7 +116,7 @@ def held(start_daemon: StartDaemon, tmp_path: Path) -> tuple[DaemonProcess, Old]
     old = old_run(tmp_path / "runs", ended=False)
     daemon = start_daemon(**SETTINGS)
     daemon.wait_logged("run loaded", run=old.run)
-    spoil_a_tile(old)
+    spoil_tiles(old.folder, [TileKey(0, 0, 0)])
     return daemon, old
 
 
@@ -190,10 +183,7 @@ def test_a_run_that_meets_damage_is_repaired_and_goes_on(start_daemon: StartDaem
                 publisher.image(sent[frame], frame=frame, pos_um=centre_um(*serpentine(frame)))
             publisher.flush()
             assert daemon.stop() == 0
-            connection = sqlite3.connect(folder / TILES_NAME)
-            with connection:
-                connection.execute("UPDATE tile_data SET pzf = x'0001'")
-            connection.close()
+            spoil_tiles(folder)
             daemon.start()
             started_ns = time.time_ns()
             watch.until(lambda m: isinstance(m, DaemonHeartbeat) and m.t_ns > started_ns, "a word of the new daemon")

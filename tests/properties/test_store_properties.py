@@ -180,9 +180,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.n_folders += 1
         folder = self.root / str(self.n_folders)
         folder.mkdir()
-        for name in (TILES_NAME, wal_path(Path(TILES_NAME)).name):
-            if (self.folder / name).exists():
-                shutil.copyfile(self.folder / name, folder / name)
+        for path in self.folder.glob("tiles*"):
+            if not path.name.endswith("-shm"):
+                shutil.copyfile(path, folder / path.name)
         return folder
 
     def _open(self, folder: Path) -> None:

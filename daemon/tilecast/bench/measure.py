@@ -109,6 +109,8 @@ def measure(
         raise DisconnectedError(f"the daemon did not end in good order (exit code {code}); see its log with --keep")
     folder = store_path / run
     t_recv_ns, latency_ns = _latencies(folder, listener)
+    with SqliteReader(folder) as reader:
+        store_bytes = reader.size().nbytes
     return Outcome(
         acked_s=acked_s,
         seconds=settled_s,
@@ -124,7 +126,7 @@ def measure(
         rss_bytes=max(sampler.rss_bytes, before["rss_bytes"], after["rss_bytes"]),
         written_bytes=None if written_before is None or written_after is None else written_after - written_before,
         journal_bytes=folder_nbytes(folder / JOURNAL_NAME),
-        store_bytes=(folder / TILES_NAME).stat().st_size,
+        store_bytes=store_bytes,
         full_share=sampler.full_share(),
         queues=after["queues"],
         busy_share=busy_share,

@@ -58,6 +58,7 @@ from tilecast.service.retention import Policy, Retention
 from tilecast.service.runs import Run
 from tilecast.service.settings import ingest_settings, ingester_options
 from tilecast.service.sockets import Socket, Sockets
+from tilecast.store.folders import bring_up_to_date
 from tilecast.store.tile_store import RunInfo
 from tilecast_protocol.errors import QueryError
 from tilecast_protocol.messages import DaemonHeartbeat, RunNotice, RunRev, Tiles
@@ -170,6 +171,11 @@ class Daemon:
             may_check=lambda: self._disk.room() < Room.STOP,
         )
         self._keeper.give_way = self._retention.give_way
+        for run, error in bring_up_to_date(self._root):
+            if error is None:
+                log.info("run brought up to date: an older tilecast wrote it", run=run)
+            else:
+                log.error("run cannot be brought up to date; the others go on", run=run, why=str(error))
         left_active = self._keeper.left_active()
         make_room(self._root, left_active)
         self._mender = Mender(self._root, self._mend)

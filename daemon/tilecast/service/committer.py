@@ -18,7 +18,6 @@ thread waits, and at the end of the daemon not for that either.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +38,7 @@ from tilecast.pyramid import Batch
 from tilecast.queues import ByteQueue
 from tilecast.service.runs import Run
 from tilecast.store.coverage import coverage_pack
-from tilecast.store.sqlite_connection import TILES_NAME
+from tilecast.store.sqlite_connection import TILES_NAME, failed_disk, read_only_disk
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_store import (
     Commit,
@@ -275,10 +274,10 @@ class Committer:
         except StoreError as error:
             run = item.run
             if not run.stuck:
-                read_only = _sqlite_code(error) == sqlite3.SQLITE_READONLY
+                read_only = read_only_disk(error)
                 run.shed = isinstance(error, StoreFullError) or read_only or self._disk.room() >= Room.STOP
                 run.stuck = str(error)
-                if read_only or _sqlite_code(error) == sqlite3.SQLITE_IOERR:
+                if read_only or failed_disk(error):
                     self._disk.failed(run.stuck)
                 log.error("the mosaic of a run is stuck; its frames are kept", run=run.run, why=run.stuck)
                 self._announcer.announce(stuck_notice(run))
@@ -427,11 +426,6 @@ class Committer:
                 opened.store.close()
             except StoreError as error:
                 log.error("a store was not closed in good order", run=run, why=str(error))
-
-
-def _sqlite_code(error: StoreError) -> int:
-    """What SQLite called the cause of an error; 0 if it was another."""
-    return (getattr(error.__cause__, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def marks(store: SqliteStore, item: Marked) -> Iterator[Callable[[], object]]:

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -73,6 +73,22 @@ class CheckpointStats:
     error: str = ""
 
 
+class Superseded(Protocol):
+    """Room that commits have left behind, oldest first.
+
+    A reset means that no reader looks at a state before the last commit, and that a power failure will not bring such
+    a state back: then nobody wants what was replaced until then.
+    """
+
+    def __len__(self) -> int:
+        """How much there is of it."""
+        ...
+
+    def give_back(self, count: int) -> None:
+        """Free the oldest `count`; may raise OSError."""
+        ...
+
+
 class Checkpointer:
     """The thread that checkpoints one database. Its methods may be called from any thread.
 
@@ -82,8 +98,8 @@ class Checkpointer:
         Makes its connection, in its own thread.
     page_nbytes : int
         Page size of the database.
-    write_back : callable
-        Called after each pass, to have what it wrote carried to the disk; may raise OSError.
+    superseded : Superseded, optional
+        What commits have replaced; given back after each reset.
     limit_bytes : int
         The length of the log from which on commits wait for it.
     idle_s : float
@@ -97,14 +113,14 @@ class Checkpointer:
         connect: Callable[[], sqlite3.Connection],
         *,
         page_nbytes: int,
-        write_back: Callable[[], None] = lambda: None,
+        superseded: Superseded | None = None,
         limit_bytes: int = WAL_LIMIT_BYTES,
         idle_s: float = IDLE_S,
         name: str = "checkpointer",
     ) -> None:
         self._connect = connect
         self._page_nbytes = page_nbytes
-        self._write_back = write_back
+        self._superseded = superseded
         self._limit_bytes = limit_bytes
         self._idle_s = idle_s
         self._turn = Turnstile()
@@ -217,7 +233,6 @@ class Checkpointer:
                 self._pending_bytes, self._unfinished = 0, True
             with _idle_priority():
                 log_nbytes = _checkpoint(connection, "PASSIVE", _PATIENCE_MS)[1] * self._page_nbytes
-                self._write_back()
             with self._changed:
                 self._note(n_passes=self._stats.n_passes + 1, log_nbytes=log_nbytes)
                 if not self._is_long() and not thorough:
@@ -237,6 +252,11 @@ class Checkpointer:
                 # After a mere restart the log has still its length; it is cut at the next pause.
                 self._pending_bytes, self._unfinished = 0, not thorough
                 self._note(blocked=False, n_resets=stats.n_resets + 1, log_nbytes=0)
+            # Counted before another commit can supersede more.
+            unwanted = 0 if blocked or self._superseded is None else len(self._superseded)
+        if unwanted and self._superseded is not None:
+            with _idle_priority():
+                self._superseded.give_back(unwanted)
         return not blocked
 
     def _note(self, **changes: Any) -> None:

@@ -1,11 +1,13 @@
 """Run folders: how they are named and found, and how a rebuilt tiles' file takes the place of the old one.
 
 A run lives in ``<store.path>/<run>/``, its UUID in lower case, so that nothing that comes in a message can become a
-path. In it lie ``tiles.sqlite`` (and, while it is open, ``tiles.sqlite-wal`` and ``-shm``), the journal, and ``lock``.
+path. In it lie ``tiles.sqlite`` (and, while it is open, ``tiles.sqlite-wal`` and ``-shm``), the bytes of its tiles in
+``tiles-….bin``, which it names, the journal, and ``lock``.
 
-A rebuild writes another file, ``tiles.sqlite.rebuild``, with the same `SqliteStore`, and `swap_in` puts it in place
-by one rename: at every instant there is one complete ``tiles.sqlite``, and a rebuild that is killed leaves the old one
-as it was. To viewers the whole rebuild is one commit: the epoch rises by 1, the rev too, and every tile carries it.
+A rebuild writes another database, ``tiles.sqlite.rebuild``, with the same `SqliteStore` and a file of tiles of its own,
+and `swap_in` puts it in place by one rename: at every instant there is one complete ``tiles.sqlite``, and a rebuild
+that is killed leaves the old one as it was. To viewers the whole rebuild is one commit: the epoch rises by 1, the rev
+too, and every tile carries it.
 
 This module does not know what is in a journal, or how tiles are computed.
 
@@ -20,16 +22,17 @@ import contextlib
 import datetime
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilecast.errors import StoreError
+from tilecast.errors import StoreError, StoreOutdatedError
 from tilecast.store.lock import RunLock, holder
 from tilecast.store.sqlite_connection import TILES_NAME, explained, sync_folder, wal_path
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import CommitResult, RunInfo, StoreDamagedError, check_run_id
+from tilecast.store.tile_file import disk_nbytes
+from tilecast.store.tile_store import CommitResult, RunInfo, StoreDamagedError, StoreUnfinishedError, check_run_id
 
 #: Name under which a rebuild builds.
 REBUILD_NAME = "tiles.sqlite.rebuild"
@@ -53,6 +56,8 @@ class FoundRun:
         Why it cannot, and what to do; empty if it can.
     making : bool
         It cannot be read because it is being made this moment.
+    outdated : bool
+        It cannot be read until it has been brought up to date: an older tilecast wrote it.
     """
 
     run: str
@@ -60,6 +65,7 @@ class FoundRun:
     info: RunInfo | None
     error: str
     making: bool = False
+    outdated: bool = False
 
 
 def run_folder(root: str | os.PathLike[str], run: str) -> Path:
@@ -103,18 +109,41 @@ def look_into(folder: Path) -> FoundRun:
             return FoundRun(run=folder.name, folder=folder, info=None, error=text, making=True)
         return FoundRun(run=folder.name, folder=folder, info=None, error=str(error))
     except StoreError as error:
-        return FoundRun(run=folder.name, folder=folder, info=None, error=str(error))
+        outdated = isinstance(error, StoreOutdatedError)
+        return FoundRun(run=folder.name, folder=folder, info=None, error=str(error), outdated=outdated)
     misnamed = "" if info.run == folder.name else f"{folder} holds the run {info.run}; rename it to that"
     return FoundRun(run=folder.name, folder=folder, info=info, error=misnamed)
 
 
+def bring_up_to_date(root: str | os.PathLike[str]) -> Iterator[tuple[str, StoreError | None]]:
+    """Open every run that an older tilecast wrote for writing once, which takes the steps that its schema lacks.
+
+    A program that is killed meanwhile leaves each of them as it was, or up to date.
+
+    Yields
+    ------
+    (str, StoreError or None)
+        The run, and what kept it from being brought up to date.
+    """
+    for found in list_runs(root):
+        if found.outdated:
+            try:
+                with RunLock(found.folder) as lock:
+                    SqliteStore.open(found.folder, lock=lock).close()
+                    discard(found.folder, lock=lock)  # and what an attempt that was killed has left behind
+            except StoreError as error:
+                yield found.run, error
+            else:
+                yield found.run, None
+
+
 def folder_nbytes(folder: str | os.PathLike[str]) -> int:
-    """Bytes of all files of a run: tiles, journal, and what else lies there; files that vanish meanwhile count 0."""
+    """Room that a run takes: tiles, journal, and what else lies there; files that vanish meanwhile count 0."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                total += Path(parent, name).lstat().st_size
+                total += disk_nbytes(Path(parent, name))
     return total
 
 
@@ -128,8 +157,36 @@ def discard(folder: str | os.PathLike[str], file_name: str = REBUILD_NAME, *, lo
     """
     _check_lock(folder, lock)
     with explained(Path(folder) / file_name, "delete it"):
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", *_SIDES):
             Path(folder, file_name + suffix).unlink(missing_ok=True)
+        for stray in stray_tile_files(folder):
+            stray.unlink(missing_ok=True)
+
+
+def stray_tile_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Files of tiles that no database of the folder names: left behind where a program was killed.
+
+    While a database of the folder cannot be read there are none: it may be that one's.
+    """
+    named = set()
+    for path in Path(folder).glob(f"{TILES_NAME}*"):
+        if not path.name.endswith(_SIDES):
+            name = _tile_file_of(path)
+            if name is None and ".damaged-" not in path.name:
+                return []
+            named.add(name)
+    return [path for path in sorted(Path(folder).glob("tiles-*.bin")) if path.name not in named]
+
+
+def _tile_file_of(path: Path) -> str | None:
+    """The name of the file with the tiles of a database; None if it does not say, or cannot be read."""
+    try:
+        with SqliteReader(path.parent, file_name=path.name) as reader:
+            return reader.tile_file_path().name
+    except StoreUnfinishedError:
+        return ""
+    except StoreError:
+        return None
 
 
 def swap_in(
@@ -197,6 +254,8 @@ def swap_in(
             set_aside(folder, lock=lock, clock_ns=clock_ns)
         new_path.rename(path)
         sync_folder(Path(folder))
+        for stray in stray_tile_files(folder):
+            stray.unlink(missing_ok=True)
     return result
 
 
@@ -226,6 +285,8 @@ def set_aside(
         for suffix in (*_SIDES, ""):
             with contextlib.suppress(FileNotFoundError):
                 found = path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        for stray in stray_tile_files(folder):
+            stray.rename(stray.with_name(aside.name.replace(TILES_NAME, stray.name, 1)))
         sync_folder(Path(folder))
     return found if found == aside else None
 

@@ -12,8 +12,9 @@ run            one row: names, state, epoch and rev, what `start` said (`start_j
 planes         one row per (t, c, z), with the box of what is covered so far, in level-0 pixels
 placements     where each frame lies, how that is known, and the rev that last changed it
 placements_box its R*Tree: which placements meet a rectangle of a plane (upper bounds inclusive)
-tiles          which tiles there are and the rev that last wrote each; small, so that listing a big run is quick
-tile_data      their pixels (PZF) and coverage, by ``tiles.data``
+tiles          which tiles there are, the rev that last wrote each, and where its bytes lie in the file `run.tile_file`:
+               `nbytes` from `offset` on, of which the last `coverage_nbytes` say which pixels are covered (NULL: all)
+               and the others are the pixels as PZF
 gone           tiles that vanished, with the rev that removed them
 commits        one row per rev
 events         log of the run: notes, events, changes of epoch; details as JSON
@@ -28,7 +29,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tilecast.store.tile_file import TileFile, new_name
 
 if TYPE_CHECKING:
     from sqlite_utils.db import Database
@@ -89,6 +93,27 @@ CREATE TABLE events (
 CREATE TABLE report (revision INTEGER PRIMARY KEY, t_ns INTEGER NOT NULL, report TEXT NOT NULL) STRICT
 """
 
+# The bytes of tiles leave the database for a file of their own.
+_TILE_FILE = """
+-- The name of that file, in this folder:
+ALTER TABLE run ADD COLUMN tile_file TEXT NOT NULL DEFAULT '';
+CREATE TABLE tiles_in_file (
+    plane INTEGER NOT NULL REFERENCES planes (id),
+    level INTEGER NOT NULL, row INTEGER NOT NULL, col INTEGER NOT NULL,
+    rev INTEGER NOT NULL,
+    offset INTEGER NOT NULL, nbytes INTEGER NOT NULL, coverage_nbytes INTEGER,
+    crc32 INTEGER NOT NULL,  -- of the bytes; nobody else would notice a flipped bit
+    PRIMARY KEY (plane, level, row, col)
+) STRICT, WITHOUT ROWID
+"""
+_TILE_FILE_END = """
+DROP TABLE tiles;
+DROP TABLE tile_data;
+ALTER TABLE tiles_in_file RENAME TO tiles;
+CREATE INDEX tiles_rev ON tiles (rev)
+"""
+_ROWS_AT_A_TIME = 500
+
 
 def schema_version(connection: sqlite3.Connection) -> int:
     """How many steps a file has behind it; 0 for an empty one."""
@@ -111,7 +136,10 @@ def migrate(connection: sqlite3.Connection) -> None:
     migrations = Migrations("tilecast")
     for number, (name, step) in enumerate(_STEPS, 1):
         migrations(name=name)(_counted(number, step))
+    before = schema_version(connection)
     migrations.apply(sqlite_utils.Database(connection, execute_plugins=False))
+    if 0 < before < _TILE_FILE_VERSION:
+        connection.execute("VACUUM")  # the room that the bytes of tiles took
 
 
 def _counted(number: int, step: Callable[[Database], None]) -> Callable[[Database], None]:
@@ -124,14 +152,52 @@ def _counted(number: int, step: Callable[[Database], None]) -> Callable[[Databas
     return counted
 
 
-def _first(db: Database) -> None:
+def _all(db: Database, statements: str) -> None:
     # One by one: executescript would commit first, and take the step out of its transaction.
-    for statement in _FIRST.split(";\n"):
+    for statement in statements.split(";\n"):
         db.execute(statement)
+
+
+def _first(db: Database) -> None:
+    _all(db, _FIRST)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (("0001 first", _first),)
+def _tile_file(db: Database) -> None:
+    _all(db, _TILE_FILE)
+    if db.execute("SELECT EXISTS (SELECT 1 FROM run)").fetchone() == (1,):
+        folder = Path(db.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]).parent
+        name = new_name()
+        file = TileFile(folder / name, create=True)
+        try:
+            _move_tiles(db, file)
+        finally:
+            file.close()
+        db.execute("UPDATE run SET tile_file = ?", [name])
+    _all(db, _TILE_FILE_END)
+
+
+def _move_tiles(db: Database, file: TileFile) -> None:
+    cursor = db.execute(
+        "SELECT plane, level, row, col, rev, crc32, coverage, pzf FROM tiles JOIN tile_data ON tile_data.id = data"
+    )
+    while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
+        offset = file.append([blob for row in rows for blob in (row[7], row[6] or b"")])
+        file.keep()
+        moved = []
+        for *place, crc32, coverage, pzf in rows:
+            coverage_nbytes = None if coverage is None else len(coverage)
+            nbytes = len(pzf) + (coverage_nbytes or 0)
+            moved.append((*place, offset, nbytes, coverage_nbytes, crc32))
+            offset += nbytes
+        db.conn.executemany("INSERT INTO tiles_in_file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", moved)
+
+
+_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (
+    ("0001 first", _first),
+    ("0002 tile file", _tile_file),
+)
+_TILE_FILE_VERSION = 2
 
 #: The `user_version` of a file that is up to date.
 SCHEMA_VERSION = len(_STEPS)

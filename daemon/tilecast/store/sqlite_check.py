@@ -1,4 +1,4 @@
-"""What `fsck` asks of a run's SQLite file: is it whole, and do its tables agree with one another?
+"""What `fsck` asks of a run's store: is it whole, and do its tables and the file of tiles agree with one another?
 
 Whether tiles agree with the journal, or upper levels with lower ones, is not known here.
 """
@@ -12,23 +12,19 @@ from typing import NamedTuple
 
 from isal import isal_zlib
 
+from tilecast.errors import StoreError
 from tilecast.geometry import PlaneKey, TileKey
+from tilecast.store.sqlite_connection import StoreConnection
+from tilecast.store.tile_file import Extent
 
 _TICK_STEPS = 1_000_000  # of SQLite's virtual machine, between two ticks: some hundredths of a second
 
 # What finds anything wrong: a query for one number, and the sentence that tells it.
 _CONTRADICTIONS = (
     (
-        "SELECT count(*) FROM tiles t LEFT JOIN tile_data d ON d.id = t.data WHERE d.id IS NULL",
-        "{} tiles have lost their pixels; rebuild the run",
-    ),
-    (
-        "SELECT count(*) FROM tile_data WHERE id NOT IN (SELECT data FROM tiles)",
-        "{} blobs of pixels belong to no tile; they only waste room, and a rebuild drops them",
-    ),
-    (
-        "SELECT count(*) - count(DISTINCT data) FROM tiles",
-        "{} tiles share the pixels of another; rebuild the run",
+        "SELECT count(*) FROM (SELECT offset < lag(offset + nbytes) OVER (ORDER BY offset) AS shares"
+        " FROM tiles) WHERE shares",
+        "{} tiles share the bytes of another; rebuild the run",
     ),
     (
         "SELECT count(*) FROM (SELECT plane FROM tiles UNION ALL SELECT plane FROM gone UNION ALL"
@@ -75,31 +71,34 @@ _CONTRADICTIONS = (
 
 
 _TILES = """
-    SELECT k.t, k.c, k.z, t.level, t.row, t.col, t.data FROM tiles t JOIN planes k ON k.id = t.plane
+    SELECT k.t, k.c, k.z, t.level, t.row, t.col, t.offset, t.nbytes, t.crc32
+    FROM tiles t JOIN planes k ON k.id = t.plane
     ORDER BY t.plane, t.level, t.row, t.col
 """
 
 
 class BadTile(NamedTuple):
-    """A tile whose pixels cannot be had: its checksum is `wrong`, or it is `lost`: its row or page is not there."""
+    """A tile whose pixels cannot be had: its checksum is wrong, or it is `lost`: its bytes are not there."""
 
     plane: PlaneKey
     key: TileKey
     lost: bool
 
 
-def blob_crc32(pzf: bytes | memoryview | bytearray, coverage: bytes | None) -> int:
-    """The checksum that lies beside a tile's blobs."""
-    crc: int = isal_zlib.crc32(coverage or b"", isal_zlib.crc32(pzf))
+def blob_crc32(*parts: bytes | memoryview | bytearray) -> int:
+    """The checksum that is kept of a tile's bytes."""
+    crc = 0
+    for part in parts:
+        crc = isal_zlib.crc32(part, crc)
     return crc
 
 
-def contradictions(connection: sqlite3.Connection, on_tick: Callable[[], None] = lambda: None) -> list[str]:
+def contradictions(connection: StoreConnection, on_tick: Callable[[], None] = lambda: None) -> list[str]:
     """One sentence per finding; `on_tick` is called before each step, and now and then during one."""
     findings = structure(connection, on_tick)
     for bad in damaged_tiles(connection, on_tick):
-        if not bad.lost:  # else it has been said
-            findings.append(f"the pixels of {bad.key} in {bad.plane} are damaged (wrong checksum); rebuild the run")
+        flaw = "lost" if bad.lost else "damaged (wrong checksum)"
+        findings.append(f"the pixels of {bad.key} in {bad.plane} are {flaw}; rebuild the run")
     return findings
 
 
@@ -124,15 +123,20 @@ def structure(connection: sqlite3.Connection, on_tick: Callable[[], None] = lamb
     return findings
 
 
-def damaged_tiles(connection: sqlite3.Connection, on_tick: Callable[[], None] = lambda: None) -> list[BadTile]:
-    """Tiles whose checksum is wrong, or whose pixels cannot be read, as far as tiles can be listed at all."""
+def damaged_tiles(connection: StoreConnection, on_tick: Callable[[], None] = lambda: None) -> list[BadTile]:
+    """Tiles whose checksum is wrong, or whose bytes cannot be read, as far as tiles can be listed at all."""
     bad = []
     with _ticking(connection, on_tick):
         try:
-            for t, c, z, level, row, col, data in connection.execute(_TILES):
-                found = _blob_flaw(connection, data)
-                if found is not None:
-                    bad.append(BadTile(PlaneKey(t, c, z), TileKey(level, row, col), found))
+            for t, c, z, level, row, col, offset, nbytes, crc32 in connection.execute(_TILES):
+                on_tick()
+                lost, right = False, False
+                try:
+                    right = blob_crc32(connection.tile_file.read(Extent(offset, nbytes))) == crc32
+                except (StoreError, OSError):
+                    lost = True
+                if not right:
+                    bad.append(BadTile(PlaneKey(t, c, z), TileKey(level, row, col), lost))
         except sqlite3.DatabaseError:
             pass  # `structure` says so
     return bad
@@ -146,18 +150,6 @@ def misplaced(connection: sqlite3.Connection) -> set[int]:
         " (p.plane, p.plane, p.row, p.row + p.height - 1, p.col, p.col + p.width - 1)"
     )
     return {frame for (frame,) in connection.execute(query)}
-
-
-def _blob_flaw(connection: sqlite3.Connection, data: int) -> bool | None:
-    """Whether the pixels of a tile are lost (True) or damaged (False); None if they are as they were written."""
-    try:
-        row = connection.execute("SELECT crc32, coverage, pzf FROM tile_data WHERE id = ?", (data,)).fetchone()
-    except sqlite3.DatabaseError:
-        return True
-    if row is None:
-        return True
-    crc32, coverage, pzf = row
-    return None if blob_crc32(pzf, coverage) == crc32 else False
 
 
 @contextmanager

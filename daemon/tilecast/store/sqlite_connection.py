@@ -14,15 +14,18 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
-from tilecast.errors import StoreError, StoreTooNewError
+from tilecast.errors import StoreError, StoreOutdatedError, StoreTooNewError
 from tilecast.store.migrations import APPLICATION_ID, SCHEMA_VERSION, schema_version
+from tilecast.store.tile_file import TileFileReader, is_name
 from tilecast.store.tile_store import StoreBusyError, StoreDamagedError, StoreFullError
 
 #: Name of the tiles' file in a run's folder.
 TILES_NAME = "tiles.sqlite"
 
-# STRICT tables; RETURNING and UPSERT are older.
-_OLDEST_SQLITE = (3, 37, 0)
+# The operator ->>; STRICT tables are older.
+_OLDEST_SQLITE = (3, 38, 0)
+_DISK_FAILED = "the disk failed; look at the kernel's log (dmesg), then run `tilecast fsck`"
+_READ_ONLY = "it may not be written; look at its permissions and its file system"
 _BUSY_S = 5.0  # how long to wait for a person's own tool that writes to the file
 
 
@@ -31,7 +34,32 @@ def database_uri(path: Path, mode: str) -> str:
     return f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
 
 
-def connect(path: Path, mode: str, *, cache_kib: int, shared: bool = False) -> sqlite3.Connection:
+class StoreConnection(sqlite3.Connection):
+    """A connection, and with it the file of tiles that its database names, opened when first read."""
+
+    folder: Path
+    _tile_file: TileFileReader | None = None
+
+    @property
+    def tile_file(self) -> TileFileReader:
+        """The file of tiles.
+
+        Raises
+        ------
+        StoreDamagedError
+            If it is not there.
+        """
+        if self._tile_file is None:
+            self._tile_file = TileFileReader(tile_file_path(self, self.folder))
+        return self._tile_file
+
+    def close(self) -> None:
+        if self._tile_file is not None:
+            self._tile_file.close()
+        super().close()
+
+
+def connect(path: Path, mode: str, *, cache_kib: int, shared: bool = False) -> StoreConnection:
     """A connection in autocommit mode; `shared` ones may move between threads, one user at a time."""
     connection = sqlite3.connect(
         database_uri(path, mode),
@@ -39,7 +67,9 @@ def connect(path: Path, mode: str, *, cache_kib: int, shared: bool = False) -> s
         timeout=_BUSY_S,
         isolation_level=None,
         check_same_thread=not shared,
+        factory=StoreConnection,
     )
+    connection.folder = path.parent
     try:
         connection.execute(f"PRAGMA cache_size = {-cache_kib}")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -51,14 +81,28 @@ def connect(path: Path, mode: str, *, cache_kib: int, shared: bool = False) -> s
     return connection
 
 
+def tile_file_path(connection: sqlite3.Connection, folder: Path) -> Path:
+    """Where the tiles of a database are.
+
+    Raises
+    ------
+    StoreDamagedError
+        If it names no such file.
+    """
+    name: str = connection.execute("SELECT tile_file FROM run").fetchone()[0]
+    if not is_name(name):
+        raise StoreDamagedError(f"the store in {folder} is damaged: it says that its tiles lie in {name!r}")
+    return folder / name
+
+
 def has_run(connection: sqlite3.Connection) -> bool:
     """Whether a file is a finished store; its schema comes first, the run's row last."""
     tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'run'").fetchone()[0]
     return bool(tables and connection.execute("SELECT count(*) FROM run").fetchone()[0])
 
 
-def check_version(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse what this program cannot read."""
+def check_version(connection: sqlite3.Connection, path: Path, *, for_reading: bool = False) -> None:
+    """Refuse what this program cannot read, or cannot bring up to date."""
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise StoreError(
             f"tilecast needs SQLite {'.'.join(map(str, _OLDEST_SQLITE))} or newer; this Python has "
@@ -79,6 +123,11 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} is damaged: its header says schema {version} of application {application:#x}, its log of steps "
             f"says {n_steps}; `tilecast fsck --repair` makes it anew from the run's journal"
         )
+    if for_reading and 0 < version < SCHEMA_VERSION:
+        raise StoreOutdatedError(
+            f"an older tilecast wrote {path} (schema {version} of {SCHEMA_VERSION}); `tilecast run` brings all runs of "
+            "its store up to date when it starts"
+        )
 
 
 def _n_steps(connection: sqlite3.Connection) -> int:
@@ -91,41 +140,6 @@ def _n_steps(connection: sqlite3.Connection) -> int:
 def wal_path(path: Path) -> Path:
     """The write-ahead log of a database: there while someone has it open for writing, or died while doing so."""
     return path.with_name(f"{path.name}-wal")
-
-
-def write_back(path: Path, keep_bytes: int) -> None:
-    """Have a database file that this process has open carried to the disk, and dropped from the page cache.
-
-    A run of terabytes would push everything else out of memory, and on a virtual machine a page that the kernel has to
-    ask the host for costs ten times one that it has just got back. Does nothing where the system has no `/proc`.
-
-    Parameters
-    ----------
-    path : Path
-        Under the name by which it was opened.
-    keep_bytes : int
-        How much of its end stays in memory, for viewers who ask for the newest tiles.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
-    # Through a descriptor that SQLite has: closing one of our own would drop all locks of this process on the file.
-    own, folder = path.resolve(), Path("/proc/self/fd")
-    for entry in folder.iterdir() if folder.exists() else ():
-        try:
-            if entry.readlink() != own:
-                continue
-            fd = int(entry.name)
-            os.fdatasync(fd)
-            end = os.fstat(fd).st_size - keep_bytes
-            if end > 0:
-                os.posix_fadvise(fd, 0, end, os.POSIX_FADV_DONTNEED)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EBADF):  # a descriptor that has been closed meanwhile
-                raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -149,13 +163,9 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None) or 0
-        primary = code & 0xFF
+        primary = _sqlite_code(error)
         if primary == sqlite3.SQLITE_FULL:
-            raise StoreFullError(
-                f"could not {doing}: the disk of {path} is full; nothing of this write was kept. Free some room on "
-                "it and try again"
-            ) from error
+            raise StoreFullError(_full(path, doing)) from error
         if primary == sqlite3.SQLITE_BUSY:
             raise StoreBusyError(
                 f"could not {doing} ({path}): {error}; another program keeps a write lock on the file; close it and "
@@ -167,8 +177,8 @@ def explained(path: Path, doing: str) -> Iterator[None]:
                 "`tilecast rebuild` to make it anew from the run's journal"
             ) from error
         advice = {
-            sqlite3.SQLITE_IOERR: "the disk failed; look at the kernel's log (dmesg), then run `tilecast fsck`",
-            sqlite3.SQLITE_READONLY: "it may not be written; look at its permissions and its file system",
+            sqlite3.SQLITE_IOERR: _DISK_FAILED,
+            sqlite3.SQLITE_READONLY: _READ_ONLY,
             sqlite3.SQLITE_CANTOPEN: "it cannot be opened; look at the permissions of the file and its folder",
             sqlite3.SQLITE_PERM: "permission was denied; look at the permissions of the file and its folder",
         }.get(primary, "run `tilecast fsck`, and if that finds nothing, report this")
@@ -178,4 +188,34 @@ def explained(path: Path, doing: str) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(f"could not {doing} ({path}): {error.strerror or error}; look at the disk") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFullError(_full(path, doing)) from error
+        advice = {
+            errno.EIO: _DISK_FAILED,
+            errno.EROFS: _READ_ONLY,
+        }.get(error.errno or 0, "look at the disk")
+        raise StoreError(f"could not {doing} ({path}): {error.strerror or error}; {advice}") from error
+
+
+def _full(path: Path, doing: str) -> str:
+    return (
+        f"could not {doing}: the disk of {path} is full; nothing of this write was kept. Free some room on it and try "
+        "again"
+    )
+
+
+def failed_disk(error: BaseException) -> bool:
+    """Whether an error of this package came from a disk that fails."""
+    cause = error.__cause__
+    return _sqlite_code(cause) == sqlite3.SQLITE_IOERR or getattr(cause, "errno", None) == errno.EIO
+
+
+def read_only_disk(error: BaseException) -> bool:
+    """Whether an error of this package came from a file system that may not be written."""
+    cause = error.__cause__
+    return _sqlite_code(cause) == sqlite3.SQLITE_READONLY or getattr(cause, "errno", None) == errno.EROFS
+
+
+def _sqlite_code(error: BaseException | None) -> int:
+    """What SQLite calls an error; 0 if it is another."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF

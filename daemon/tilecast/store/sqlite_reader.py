@@ -8,7 +8,8 @@ would keep the write-ahead log from being reset. Before and after each call it l
 * if nobody has the file open for writing (no ``-wal`` beside it), it reads it as immutable: this works on read-only
   media, and leaves nothing behind in the folder of a closed run. If someone opens it meanwhile, it reads again.
 
-It does not write, and does not know what the blobs hold.
+The bytes of a tile are read while the transaction lasts that says where they lie (`tilecast.store.tile_file`). It does
+not write, and does not know what the blobs hold.
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ from typing import Any, NamedTuple, TypeVar
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, Placement, PlaneKey, Rect, TileKey
 from tilecast.store.sqlite_check import BadTile, contradictions, damaged_tiles, misplaced, structure
-from tilecast.store.sqlite_connection import TILES_NAME, check_version, connect, explained, has_run, wal_path
+from tilecast.store.sqlite_connection import (
+    TILES_NAME,
+    StoreConnection,
+    check_version,
+    connect,
+    explained,
+    has_run,
+    tile_file_path,
+    wal_path,
+)
+from tilecast.store.tile_file import Extent, disk_nbytes
 from tilecast.store.tile_store import (
     PAGE_ITEMS,
     Changes,
@@ -64,8 +75,16 @@ class SqliteReads(TileReader):
     _path: Path
 
     @abc.abstractmethod
-    def _read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
-        """The result of `query` on a connection that sees one instant of the store."""
+    def _read(self, query: Callable[[StoreConnection], _T], *, one_statement: bool = False) -> _T:
+        """The result of `query` on a connection that sees one instant of the store.
+
+        One statement that is read to its end sees one instant by itself; then the two that begin and end a transaction
+        are saved, each of which may wait for the interpreter's lock.
+        """
+
+    @abc.abstractmethod
+    def tile_file_path(self) -> Path:
+        """The file with the bytes of the tiles."""
 
     @property
     def path(self) -> Path:
@@ -82,14 +101,20 @@ class SqliteReads(TileReader):
             ) from error
 
     def tile(self, plane: PlaneKey, key: TileKey) -> StoredTile | None:
-        def query(connection: sqlite3.Connection) -> StoredTile | None:
+        def query(connection: StoreConnection) -> StoredTile | None:
             row = connection.execute(
-                "SELECT d.pzf, t.rev, d.coverage FROM planes k JOIN tiles t ON t.plane = k.id"
-                " JOIN tile_data d ON d.id = t.data"
+                "SELECT t.offset, t.nbytes, t.coverage_nbytes, t.rev FROM planes k JOIN tiles t ON t.plane = k.id"
                 " WHERE k.t = ? AND k.c = ? AND k.z = ? AND t.level = ? AND t.row = ? AND t.col = ?",
                 (*plane, *key),
             ).fetchone()
-            return None if row is None else StoredTile(*row)
+            if row is None:
+                return None
+            offset, nbytes, coverage_nbytes, rev = row
+            # Within the transaction: as long as it lasts these bytes stay where they are.
+            blob = connection.tile_file.read(Extent(offset, nbytes))
+            if coverage_nbytes is None:
+                return StoredTile(blob, rev, None)
+            return StoredTile(blob[: nbytes - coverage_nbytes], rev, blob[nbytes - coverage_nbytes :])
 
         return self._read(query)
 
@@ -102,7 +127,7 @@ class SqliteReads(TileReader):
             ).fetchone()
             return None if row is None else int(row[0])
 
-        return self._read(query)
+        return self._read(query, one_statement=True)
 
     def snapshot(
         self,
@@ -168,23 +193,22 @@ class SqliteReads(TileReader):
 
     def covering(self, plane: PlaneKey, rect: Rect) -> list[Placement]:
         def query(connection: sqlite3.Connection) -> list[Placement]:
-            number = plane_number(connection, plane)
             rows = connection.execute(
                 f"{_PLACEMENT} JOIN placements_box b ON b.id = p.id"
-                " WHERE b.plane0 <= ? AND b.plane1 >= ? AND b.row0 < ? AND b.row1 >= ? AND b.col0 < ? AND b.col1 >= ?"
-                " ORDER BY p.image_index, p.view",
-                (number, number, rect.row1, rect.row0, rect.col1, rect.col0),
-            )
+                " WHERE k.t = ? AND k.c = ? AND k.z = ? AND b.plane0 <= k.id AND b.plane1 >= k.id"
+                " AND b.row0 < ? AND b.row1 >= ? AND b.col0 < ? AND b.col1 >= ? ORDER BY p.image_index, p.view",
+                (*plane, rect.row1, rect.row0, rect.col1, rect.col0),
+            ).fetchall()
             return [_placement(row).placement for row in rows]
 
-        return [] if rect.empty else self._read(query)
+        return [] if rect.empty else self._read(query, one_statement=True)
 
     def placement(self, frame: int, view: int = 0) -> PlacementRow | None:
         def query(connection: sqlite3.Connection) -> PlacementRow | None:
             row = connection.execute(f"{_PLACEMENT} WHERE p.frame = ? AND p.view = ?", (frame, view)).fetchone()
             return None if row is None else _placement(row)
 
-        return self._read(query)
+        return self._read(query, one_statement=True)
 
     def placements(self, since: int = 0, *, after: tuple[int, int, int] | None = None) -> Iterator[PlacementRow]:
         last = (since, 2**63 - 1)  # past every row of the commit `since`
@@ -225,7 +249,7 @@ class SqliteReads(TileReader):
 
     def size(self) -> StoreSize:
         try:
-            file_nbytes = self._path.stat().st_size
+            file_nbytes = self._path.stat().st_size + disk_nbytes(self.tile_file_path())
         except OSError as error:
             raise StoreError(f"cannot look at {self._path}: {error.strerror}") from error
         try:
@@ -249,7 +273,7 @@ class SqliteReads(TileReader):
         return self._read(misplaced)
 
     def _rows(self, sql: str, values: Sequence[int]) -> list[tuple[Any, ...]]:
-        return self._read(lambda connection: connection.execute(sql, values).fetchall())
+        return self._read(lambda connection: connection.execute(sql, values).fetchall(), one_statement=True)
 
 
 class _Identity(NamedTuple):
@@ -293,7 +317,7 @@ class SqliteReader(SqliteReads):
         self._path = Path(folder) / file_name
         self._own = own
         self._guard = threading.Lock()
-        self._idle: list[tuple[_Identity, sqlite3.Connection]] = []
+        self._idle: list[tuple[_Identity, StoreConnection]] = []
         self._closed = False
         self._read(heads)
 
@@ -304,7 +328,7 @@ class SqliteReader(SqliteReads):
         for _, connection in idle:
             connection.close()
 
-    def _read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
+    def _read(self, query: Callable[[StoreConnection], _T], *, one_statement: bool = False) -> _T:
         with explained(self._path, "read it"):
             while True:
                 identity = self._identity()
@@ -313,12 +337,15 @@ class SqliteReader(SqliteReads):
                 try:
                     if connection is None:
                         connection = self._connect(identity)
-                    connection.execute("BEGIN")
-                    try:
+                    if one_statement:
                         result = query(connection)
-                    finally:
-                        if connection.in_transaction:  # some errors end it themselves
-                            connection.execute("ROLLBACK")
+                    else:
+                        connection.execute("BEGIN")
+                        try:
+                            result = query(connection)
+                        finally:
+                            if connection.in_transaction:  # some errors end it themselves
+                                connection.execute("ROLLBACK")
                     # Looked at again afterwards: if the file was swapped or opened for writing in between, what was
                     # read may mix two files, and is read anew.
                     keep = self._own or self._identity() == identity
@@ -330,6 +357,9 @@ class SqliteReader(SqliteReads):
                 finally:
                     if connection is not None:
                         self._give_back(identity, connection, keep)
+
+    def tile_file_path(self) -> Path:
+        return self._read(lambda connection: tile_file_path(connection, self._path.parent))
 
     def _identity(self) -> _Identity:
         if self._own:
@@ -345,11 +375,11 @@ class SqliteReader(SqliteReads):
             return _Identity(status.st_dev, status.st_ino, 0, 0)
         return _Identity(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
-    def _connect(self, identity: _Identity) -> sqlite3.Connection:
+    def _connect(self, identity: _Identity) -> StoreConnection:
         mode = "ro&immutable=1" if identity.immutable else "ro"
         connection = connect(self._path, mode, cache_kib=_CACHE_KIB, shared=True)
         try:
-            check_version(connection, self._path)
+            check_version(connection, self._path, for_reading=True)
             if not has_run(connection):
                 raise StoreUnfinishedError(
                     f"{self._path} holds no run: its making was cut short; `tilecast rebuild` makes it anew"
@@ -359,7 +389,7 @@ class SqliteReader(SqliteReads):
             raise
         return connection
 
-    def _borrow(self, identity: _Identity) -> sqlite3.Connection | None:
+    def _borrow(self, identity: _Identity) -> StoreConnection | None:
         stale = []
         found = None
         with self._guard:
@@ -375,7 +405,7 @@ class SqliteReader(SqliteReads):
             connection.close()
         return found
 
-    def _give_back(self, identity: _Identity, connection: sqlite3.Connection, keep: bool) -> None:
+    def _give_back(self, identity: _Identity, connection: StoreConnection, keep: bool) -> None:
         with self._guard:
             if keep and not self._closed and len(self._idle) < _IDLE_CONNECTIONS:
                 self._idle.append((identity, connection))

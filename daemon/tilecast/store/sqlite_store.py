@@ -1,4 +1,4 @@
-"""The tile store in one SQLite file: the writer, for one thread.
+"""The tile store, an SQLite database and a file of tiles beside it: the writer, for one thread.
 
 The queries are in `tilecast.store.sqlite_reader`, the schema in `tilecast.store.migrations`; here is what writes. It
 does not know pixels, PZF, the journal, or when to commit.
@@ -13,9 +13,8 @@ How it is used, and why it is as it is:
   power failure may take the last commits with it; they are rebuilt from the journal, but viewers may have been told of
   them. So opening a run that was not closed, under another boot of the kernel than it was opened under, raises the
   epoch. The note of that boot is itself synced to disk before the first commit.
-* Pages of 32 KiB suit blobs of 90 kB: a quarter less to write than with 64 KiB, and twice the commits of 4 KiB. Which
-  tiles there are lies apart from their pixels (``tiles``, ``tile_data``), so that listing a million tiles does not turn
-  a million pages.
+* The database keeps where tiles are, not their bytes: those lie in `tilecast.store.tile_file`, and are on the disk
+  before the transaction that names them.
 
 >>> import tempfile
 >>> from tilecast.geometry import PlaneKey, TileKey
@@ -40,7 +39,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -52,38 +50,36 @@ from tilecast.store.migrations import SCHEMA_VERSION, migrate, schema_version
 from tilecast.store.sqlite_check import blob_crc32
 from tilecast.store.sqlite_connection import (
     TILES_NAME,
+    StoreConnection,
     check_version,
     connect,
     database_uri,
     explained,
     has_run,
     sync_folder,
-    write_back,
+    tile_file_path,
 )
 from tilecast.store.sqlite_reader import SqliteReads, heads, plane_number
+from tilecast.store.tile_file import Extent, TileFile, new_name
 from tilecast.store.tile_store import (
     Commit,
     CommitResult,
     NewRun,
     StoreDamagedError,
     StoreUnfinishedError,
+    TileRow,
     TileStore,
     check_commit,
     check_new_run,
     unpack_start,
 )
 
-#: A tile of noise takes about 90 kB, so 4 kB of its row and three pages: 10 % more than its bytes; 64 KiB pages would
-#: take half as much again, smaller ones cost more per byte in the kernel.
-PAGE_NBYTES = 32768
-
-_CACHE_KIB = 32 * 1024
-_CHECKPOINTER_CACHE_KIB = 2 * 1024
-_NEWEST_BYTES = 128 * 2**20  # of the file that stay in the page cache
+_CACHE_KIB = 8 * 1024
+_CHECKPOINTER_CACHE_KIB = 1024
 _CLOSING_MS = 1000  # how long closing waits for readers
-# What a commit writes to the log beyond its blobs: per tile a share of a page, and the indices' hot pages.
-_LOG_NBYTES_PER_TILE = PAGE_NBYTES // 2
-_LOG_NBYTES_PER_COMMIT = 16 * PAGE_NBYTES
+# What a commit writes to the log, about: per tile its share of the pages of two indices, and the pages that all touch.
+_LOG_NBYTES_PER_TILE = 2048
+_LOG_NBYTES_PER_COMMIT = 64 * 1024
 
 _T = TypeVar("_T")
 
@@ -100,15 +96,19 @@ class SqliteStore(SqliteReads, TileStore):
     def __init__(
         self,
         path: Path,
-        connection: sqlite3.Connection,
+        connection: StoreConnection,
+        tile_file: TileFile,
         lock: RunLock,
         *,
+        is_tidy: bool,
         owns_lock: bool,
         wal_limit_bytes: int,
         clock_ns: Callable[[], int],
     ) -> None:
         self._path = path
-        self._connection: sqlite3.Connection | None = connection
+        self._connection: StoreConnection | None = connection
+        self._tile_file = tile_file
+        self._is_tidy = is_tidy
         self._lock = lock
         self._owns_lock = owns_lock
         self._clock_ns = clock_ns
@@ -116,7 +116,7 @@ class SqliteStore(SqliteReads, TileStore):
         self.checkpointer = Checkpointer(
             lambda: connect(path, "rw", cache_kib=_CHECKPOINTER_CACHE_KIB),
             page_nbytes=connection.execute("PRAGMA page_size").fetchone()[0],
-            write_back=partial(write_back, path, _NEWEST_BYTES),
+            superseded=tile_file,
             limit_bytes=wal_limit_bytes,
             name=f"checkpointer {path.parent.name[:8]}",
         )
@@ -218,9 +218,6 @@ class SqliteStore(SqliteReads, TileStore):
                 check_version(connection, path)
                 if new is not None and has_run(connection):
                     raise StoreError(f"{path} exists and holds a run already; open it instead")
-                connection.execute(f"PRAGMA page_size = {PAGE_NBYTES}")  # heeded by an empty file only
-                # Again: SQLite counts its cache in pages, and has just been told of another size of them.
-                connection.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
                 (journal_mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
                 if journal_mode != "wal":
                     raise StoreError(f"{path} lies on a file system without shared memory; keep runs on a local disk")
@@ -230,6 +227,12 @@ class SqliteStore(SqliteReads, TileStore):
                     raise StoreUnfinishedError(
                         f"{path} holds no run: its making was cut short; `tilecast rebuild` makes it anew"
                     )
+                if new is not None:
+                    tile_file = TileFile(path.with_name(new_name()), create=True)
+                    sync_folder(path.parent)
+                else:
+                    tile_file = _existing_tile_file(connection, path)
+                undo.callback(tile_file.close)
                 now_ns = clock_ns()
                 boot = _kernel_boot_id() if boot_id is None else boot_id
                 # The one write that is synced: were it lost together with the commits that follow it, the next
@@ -237,7 +240,7 @@ class SqliteStore(SqliteReads, TileStore):
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("BEGIN IMMEDIATE")
                 if new is not None:
-                    _insert_run(connection, new, now_ns)
+                    _insert_run(connection, new, tile_file.path.name, now_ns)
                 (last_boot,) = connection.execute("SELECT boot_id FROM run").fetchone()
                 if last_boot is not None and (last_boot != boot or not boot):
                     _raise_epoch(connection, "reopened after a power failure: the last commits may be missing", now_ns)
@@ -250,7 +253,9 @@ class SqliteStore(SqliteReads, TileStore):
                 store = cls(
                     path,
                     connection,
+                    tile_file,
                     held,
+                    is_tidy=last_boot is None,
                     owns_lock=lock is None,
                     wal_limit_bytes=wal_limit_bytes,
                     clock_ns=clock_ns,
@@ -261,8 +266,10 @@ class SqliteStore(SqliteReads, TileStore):
     def commit(self, commit: Commit) -> CommitResult:
         check_commit(commit)
         n_placements = len(commit.placements) + len(commit.removed_placements)
-        nbytes = sum(len(tile.pzf) + _LOG_NBYTES_PER_TILE for tile in commit.tiles)
-        with self._write("commit tiles", nbytes) as connection:
+        self._open_connection()
+        with explained(self._path, "write tiles"):
+            offset = self._tile_file.append([part for tile in commit.tiles for part in _parts(tile)])
+        with self._write("commit tiles", _LOG_NBYTES_PER_TILE * len(commit.tiles)) as connection:
             cursor = connection.cursor()
             epoch, rev, _ = heads(connection)
             rev += 1
@@ -271,7 +278,7 @@ class SqliteStore(SqliteReads, TileStore):
             if commit.new_epoch is not None:
                 epoch = _raise_epoch(connection, commit.new_epoch, t_commit_ns)
             planes = _PlaneNumbers(connection)
-            n_new_tiles = _write_tiles(cursor, planes, commit, rev)
+            superseded = _write_tiles(cursor, planes, commit, rev, offset)
             n_new_placements = _write_placements(cursor, planes, commit, rev)
             for plane, box in commit.bboxes.items():
                 connection.execute(
@@ -282,13 +289,15 @@ class SqliteStore(SqliteReads, TileStore):
             connection.execute(
                 "UPDATE run SET n_tiles = n_tiles + ?, n_placements = n_placements + ?,"
                 " levels = coalesce(?, levels), canvas = coalesce(?, canvas)",
-                (n_new_tiles, n_new_placements, commit.levels, _canvas_json(commit.canvas)),
+                (len(commit.tiles) - len(superseded), n_new_placements, commit.levels, _canvas_json(commit.canvas)),
             )
             connection.execute(
                 "INSERT INTO commits (rev, epoch, t_recv_ns, t_commit_ns, n_tiles, n_gone, n_placements)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (rev, epoch, commit.t_recv_ns, t_commit_ns, len(commit.tiles), len(commit.gone), n_placements),
             )
+        self._tile_file.keep()
+        self._tile_file.supersede(superseded)
         return CommitResult(rev, epoch, t_commit_ns)
 
     def bump_epoch(self, reason: str) -> int:
@@ -386,19 +395,31 @@ class SqliteStore(SqliteReads, TileStore):
             if self._owns_lock:
                 last.callback(self._lock.release)
             last.callback(connection.close)
+            last.callback(self._tile_file.close)
             self._connection = None
             self.checkpointer.close()
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("UPDATE run SET boot_id = NULL")
             # A reader in the way is no harm: the log is synced, and the next opening goes on with it.
             connection.execute(f"PRAGMA busy_timeout = {_CLOSING_MS}")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (blocked, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if blocked:
+                return
+            if self._is_tidy:
+                self._tile_file.give_back(len(self._tile_file))
+            else:
+                used = connection.execute("SELECT offset, nbytes FROM tiles ORDER BY offset")
+                self._tile_file.give_back_rest(Extent(*row) for row in used)
 
-    def _read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
+    def _read(self, query: Callable[[StoreConnection], _T], *, one_statement: bool = False) -> _T:
+        del one_statement  # whoever writes sees one instant anyway
         with explained(self._path, "read it"):
             return query(self._open_connection())
 
-    def _open_connection(self) -> sqlite3.Connection:
+    def tile_file_path(self) -> Path:
+        return self._tile_file.path
+
+    def _open_connection(self) -> StoreConnection:
         if self._connection is None:
             raise StoreError(f"{self._path} was closed; open it again")
         if threading.get_ident() != self._thread:
@@ -406,7 +427,7 @@ class SqliteStore(SqliteReads, TileStore):
         return self._connection
 
     @contextlib.contextmanager
-    def _write(self, doing: str, nbytes: int = 0) -> Iterator[sqlite3.Connection]:
+    def _write(self, doing: str, nbytes: int = 0) -> Iterator[StoreConnection]:
         """One transaction, in turn with the checkpointer; `nbytes` go to the log besides the usual."""
         with explained(self._path, doing):
             connection = self._open_connection()
@@ -420,6 +441,10 @@ class SqliteStore(SqliteReads, TileStore):
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
+
+
+# A row `t` of a table, and a JSON array that begins with a tile's place.
+_SAME_PLACE = "t.plane = value ->> 0 AND t.level = value ->> 1 AND t.row = value ->> 2 AND t.col = value ->> 3"
 
 
 class _PlaneNumbers:
@@ -440,47 +465,50 @@ class _PlaneNumbers:
         return number
 
 
-def _write_tiles(cursor: sqlite3.Cursor, planes: _PlaneNumbers, commit: Commit, rev: int) -> int:
-    """Tiles and tombstones of a commit; how many tiles there are more than before."""
-    (last_data,) = cursor.execute("SELECT coalesce(max(id), 0) FROM tile_data").fetchone()
-    (any_gone,) = cursor.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone()
-    places = [(planes[tile.plane], *tile.key) for tile in commit.tiles]
+def _parts(tile: TileRow) -> tuple[bytes | bytearray | memoryview, ...]:
+    """The bytes of a tile, in the order in which they lie in the file."""
+    return (tile.pzf,) if tile.coverage is None else (tile.pzf, tile.coverage)
+
+
+def _write_tiles(cursor: sqlite3.Cursor, planes: _PlaneNumbers, commit: Commit, rev: int, offset: int) -> list[Extent]:
+    """Tiles, whose bytes lie in the file from `offset` on, and tombstones of a commit; what they were before."""
+    rows = []
+    for tile in commit.tiles:
+        parts = _parts(tile)
+        nbytes = sum(map(len, parts))
+        coverage_nbytes = None if tile.coverage is None else len(tile.coverage)
+        rows.append((planes[tile.plane], *tile.key, offset, nbytes, coverage_nbytes, blob_crc32(*parts)))
+        offset += nbytes
+    gone = [(planes[plane], *key) for plane, key in commit.gone]
     # One statement for all: each costs as much as its row does, and a hand-over of the interpreter's lock.
-    numbers = {
-        tuple(place): number
-        for *place, number in cursor.execute(
-            "INSERT INTO tiles (plane, level, row, col, rev, data)"
-            " SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),"
-            " json_extract(value, '$[3]'), ?, ? + key FROM json_each(?) WHERE TRUE"
-            " ON CONFLICT DO UPDATE SET rev = excluded.rev RETURNING plane, level, row, col, data",
-            (rev, last_data + 1, json.dumps(places)),
-        ).fetchall()
-    }
-    new, known, revived = list[tuple[Any, ...]](), list[tuple[Any, ...]](), list[tuple[Any, ...]]()
-    for tile, place in zip(commit.tiles, places, strict=True):
-        number = numbers[place]
-        row = (blob_crc32(tile.pzf, tile.coverage), tile.coverage, tile.pzf, number)
-        (new if number > last_data else known).append(row)
-        if any_gone and number > last_data:
-            revived.append(place)
-    cursor.executemany("INSERT INTO tile_data (crc32, coverage, pzf, id) VALUES (?, ?, ?, ?)", new)
-    # Not an UPSERT, which would make a record of each blob for the INSERT that fails, and another one.
-    cursor.executemany("UPDATE tile_data SET crc32 = ?, coverage = ?, pzf = ? WHERE id = ?", known)
-    cursor.executemany("DELETE FROM gone WHERE plane = ? AND level = ? AND row = ? AND col = ?", revived)
-    n_new = len(new)
-    for plane, key in commit.gone:
-        place = (planes[plane], *key)
-        lost = cursor.execute(
-            "DELETE FROM tiles WHERE plane = ? AND level = ? AND row = ? AND col = ? RETURNING data", place
-        ).fetchall()
-        cursor.executemany("DELETE FROM tile_data WHERE id = ?", lost)
-        n_new -= len(lost)
-        cursor.execute(
-            "INSERT INTO gone (plane, level, row, col, rev) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET rev = excluded.rev",
-            (*place, rev),
+    written, vanished = json.dumps(rows), json.dumps(gone)
+    superseded = [
+        Extent(*row)
+        for places in ([written, vanished] if gone else [written])
+        for row in cursor.execute(
+            f"SELECT t.offset, t.nbytes FROM json_each(?) JOIN tiles t ON {_SAME_PLACE}", (places,)
         )
-    return n_new
+    ]
+    cursor.execute(
+        "INSERT INTO tiles (plane, level, row, col, offset, nbytes, coverage_nbytes, crc32, rev)"
+        f" SELECT {', '.join(f'value ->> {n}' for n in range(8))}, ? FROM json_each(?) WHERE TRUE"
+        " ON CONFLICT DO UPDATE SET offset = excluded.offset, nbytes = excluded.nbytes,"
+        " coverage_nbytes = excluded.coverage_nbytes, crc32 = excluded.crc32, rev = excluded.rev",
+        (rev, written),
+    )
+    if cursor.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone() != (0,):
+        cursor.execute(
+            f"DELETE FROM gone AS t WHERE EXISTS (SELECT 1 FROM json_each(?) WHERE {_SAME_PLACE})", (written,)
+        )
+    if gone:
+        cursor.executemany("DELETE FROM tiles WHERE plane = ? AND level = ? AND row = ? AND col = ?", gone)
+        cursor.execute(
+            "INSERT INTO gone (plane, level, row, col, rev)"
+            " SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, ? FROM json_each(?) WHERE TRUE"
+            " ON CONFLICT DO UPDATE SET rev = excluded.rev",
+            (rev, vanished),
+        )
+    return superseded
 
 
 def _write_placements(cursor: sqlite3.Cursor, planes: _PlaneNumbers, commit: Commit, rev: int) -> int:
@@ -526,11 +554,22 @@ def _write_placements(cursor: sqlite3.Cursor, planes: _PlaneNumbers, commit: Com
     return n_new
 
 
-def _insert_run(connection: sqlite3.Connection, new: NewRun, now_ns: int) -> None:
+def _existing_tile_file(connection: sqlite3.Connection, path: Path) -> TileFile:
+    """The tiles of a store that is there already."""
+    tiles = tile_file_path(connection, path.parent)
+    try:
+        return TileFile(tiles)
+    except FileNotFoundError as error:
+        raise StoreDamagedError(
+            f"the tiles of the run, {tiles}, are missing; `tilecast rebuild` makes them anew from the run's journal"
+        ) from error
+
+
+def _insert_run(connection: sqlite3.Connection, new: NewRun, tile_file: str, now_ns: int) -> None:
     connection.execute(
         "INSERT INTO run (id, run, name, instrument, stream, state, epoch, rev, epoch_rev, levels, n_tiles,"
-        " n_placements, created_ns, updated_ns, settings, start_json, start)"
-        " VALUES (1, ?, ?, ?, ?, 'open', 1, 0, 0, 0, 0, 0, ?, ?, ?, ?, ?)",
+        " n_placements, created_ns, updated_ns, settings, start_json, start, tile_file)"
+        " VALUES (1, ?, ?, ?, ?, 'open', 1, 0, 0, 0, 0, 0, ?, ?, ?, ?, ?, ?)",
         (
             new.run,
             new.name,
@@ -541,6 +580,7 @@ def _insert_run(connection: sqlite3.Connection, new: NewRun, now_ns: int) -> Non
             _json(new.settings),
             json.dumps(unpack_start(new.start), default=repr),  # for people only: bytes need not come back
             new.start,
+            tile_file,
         ),
     )
 

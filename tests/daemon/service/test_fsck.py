@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from damaged_store import change_bits, drop_tile, write_tile
 from integration.stored import stored_mosaic
 from recordings import TILE, Recording, record
 from tilecast.errors import RunLockedError
@@ -20,7 +21,6 @@ from tilecast.service.fsck import SCRATCH_NAME, Finding, Kind, check_run, descri
 from tilecast.service.rebuild import rebuild_run
 from tilecast.store.coverage import coverage_pack, coverage_unpack
 from tilecast.store.lock import RunLock
-from tilecast.store.sqlite_check import blob_crc32
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
@@ -92,26 +92,15 @@ class Sound:
         mask: Callable[[Any], Any] = lambda mask: mask,
     ) -> None:
         """Change a tile as a bug would: its checksum is right."""
-        with SqliteStore.open(self.folder) as store:
-            stored = store.tile(P0, key)
-            assert stored is not None
-            covered = coverage_unpack(stored.coverage, TILE)
-            covered = np.ones((TILE, TILE), bool) if covered is None else covered
-            image = pzf.decode_image(stored.pzf).copy()
-            blob = bytes(pzf.encode_image(np.ascontiguousarray(pixels(image).astype(image.dtype))))
-            coverage = coverage_pack(mask(covered.copy()))
-            store._open_connection().execute(
-                "UPDATE tile_data SET pzf = ?, coverage = ?, crc32 = ? WHERE id ="
-                " (SELECT data FROM tiles WHERE level = ? AND row = ? AND col = ?)",
-                (blob, coverage, blob_crc32(blob, coverage), *key),
-            )
-
-    def drop_tile(self, key: TileKey) -> None:
-        """Remove a tile as a bug would: the counts agree."""
-        where = "level = ? AND row = ? AND col = ?"
-        self.sql(f"DELETE FROM tile_data WHERE id = (SELECT data FROM tiles WHERE {where})", *key)
-        self.sql(f"DELETE FROM tiles WHERE {where}", *key)
-        self.sql("UPDATE run SET n_tiles = n_tiles - 1")
+        with SqliteReader(self.folder) as reader:
+            stored = reader.tile(P0, key)
+        assert stored is not None
+        covered = coverage_unpack(stored.coverage, TILE)
+        covered = np.ones((TILE, TILE), bool) if covered is None else covered
+        image = pzf.decode_image(stored.pzf).copy()
+        blob = bytes(pzf.encode_image(np.ascontiguousarray(pixels(image).astype(image.dtype))))
+        coverage = coverage_pack(mask(covered.copy()))
+        write_tile(self.folder, key, blob, coverage)
 
     def findings(self, **options: Any) -> list[Finding]:
         """What is found."""
@@ -160,20 +149,6 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def spoil_blob(folder: Path, key: TileKey) -> None:
-    """Change bits in the pixels of a tile, in the file itself."""
-    with SqliteReader(folder) as reader:
-        stored = reader.tile(P0, key)
-        assert stored is not None
-    tiles = folder / TILES_NAME
-    data = bytearray(tiles.read_bytes())
-    for part in (stored.pzf[60:76], stored.pzf[120:136]):  # one of them does not lie across two pages
-        at = -1
-        while (at := data.find(part, at + 1)) >= 0:  # also of copies that no row points to
-            data[at] ^= 8
-    tiles.write_bytes(data)
-
-
 def test_a_flipped_bit_in_the_journal(sound: Sound) -> None:
     segment = sound.folder / runs.JOURNAL_NAME / "000000.tcj"
     with Journal.open(segment.parent, readonly=True) as journal:
@@ -194,12 +169,12 @@ def test_a_journal_whose_beginning_is_lost(sound: Sound) -> None:
     (journal / "000000.tcj").write_bytes(b"nothing of a journal" * 100)
     found = sound.found()
     assert "no segment in" in found[0]
-    sound.drop_tile(sound.top)
+    drop_tile(sound.folder, sound.top)
     assert len(sound.found()) > 1, "and still the store is checked"
 
 
 def test_a_flipped_bit_in_the_pixels_of_a_tile(sound: Sound) -> None:
-    spoil_blob(sound.folder, sound.full_base)
+    change_bits(sound.folder, sound.full_base)
     [finding] = sound.findings()
     assert "tiles are damaged (wrong checksum" in finding.what
     assert (finding.tiles, finding.kind) == (((P0, sound.full_base),), Kind.TILES)
@@ -273,26 +248,21 @@ def test_a_wrong_coverage(sound: Sound, how: str) -> None:
 
 
 def test_a_missing_base_tile(sound: Sound) -> None:
-    sound.drop_tile(sound.full_base)
+    drop_tile(sound.folder, sound.full_base)
     found = sound.found()
     assert f"tiles are missing; tiles {named(sound.full_base)}" in found
     assert any("not the reduction" in what and named(sound.full_base.parent()) in what for what in found)
 
 
 def test_an_orphan(sound: Sound) -> None:
-    sound.drop_tile(sound.full_base.parent())
+    drop_tile(sound.folder, sound.full_base.parent())
     orphans = next(finding for finding in sound.findings(quick=True) if finding.what == "tiles have no parent")
     assert (P0, sound.full_base) in orphans.tiles
 
 
 def test_a_tile_that_no_frame_covers(sound: Sound) -> None:
     blob = bytes(pzf.encode_image(np.ones((TILE, TILE), sound.made.dtype)))
-    sound.sql(
-        "INSERT INTO tile_data (id, crc32, coverage, pzf) VALUES (9999, ?, NULL, ?)", blob_crc32(blob, None), blob
-    )
-    sound.sql("INSERT INTO tiles (plane, level, row, col, rev, data) SELECT id, 0, 90, 90, 1, 9999 FROM planes")
-    sound.sql("UPDATE run SET n_tiles = n_tiles + 1")
-    sound.sql("UPDATE tiles SET rev = (SELECT rev FROM run)")
+    write_tile(sound.folder, TileKey(0, 90, 90), blob, None)
     assert f"tiles are there that no frame covers; tiles {named(TileKey(0, 90, 90))}" in sound.found()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from damaged_store import drop_tile, spoil_tiles
 from integration.stored import assert_same, stored_mosaic
 from recordings import CORNERS, TILE, Recording, record
 from tilecast.errors import RunLockedError
@@ -47,14 +48,6 @@ class Kept:
         """Change the store behind everybody's back."""
         with SqliteStore.open(self.folder) as store:
             store._open_connection().execute(statement, values)
-
-    def spoil_tile(self, key: TileKey) -> None:
-        """Let the pixels of a tile decay."""
-        self.sql(
-            "UPDATE tile_data SET pzf = x'00010203' WHERE id ="
-            " (SELECT data FROM tiles WHERE level = ? AND row = ? AND col = ?)",
-            *key,
-        )
 
     def spoil_frame(self, frame: int) -> None:
         """Let the record of a frame decay."""
@@ -111,7 +104,7 @@ def test_damaged_tiles_are_made_anew_and_no_others(tmp_path: Path, dtype: str) -
     kept = Kept(tmp_path, dtype=dtype)
     base, upper = kept.tiles_of(FRAME)[0], TileKey(*max(key for _, key in kept.mosaic))
     for key in (base, upper):
-        kept.spoil_tile(key)
+        spoil_tiles(kept.folder, [key])
     with SqliteReader(kept.folder) as reader:
         before = {stamp.key: stamp.rev for stamp in reader.stamps()}
     repaired = repair_run(kept.folder)
@@ -133,10 +126,7 @@ def test_damaged_tiles_are_made_anew_and_no_others(tmp_path: Path, dtype: str) -
 def test_tiles_that_are_missing_come_back(kept: Kept, level: int) -> None:
     key = kept.tiles_of(FRAME)[0]
     key = key.parent() if level else key
-    where = "level = ? AND row = ? AND col = ?"
-    kept.sql(f"DELETE FROM tile_data WHERE id = (SELECT data FROM tiles WHERE {where})", *key)
-    kept.sql(f"DELETE FROM tiles WHERE {where}", *key)
-    kept.sql("UPDATE run SET n_tiles = n_tiles - 1")
+    drop_tile(kept.folder, key)
     kept.is_as_it_was(repair_run(kept.folder))
 
 
@@ -185,7 +175,7 @@ def test_where_both_are_damaged_only_what_neither_has_is_lost(kept: Kept) -> Non
     spoilt = kept.tiles_of(FRAME)[0]
     elsewhere = kept.tiles_of(0)[0]
     for key in (spoilt, elsewhere):
-        kept.spoil_tile(key)
+        spoil_tiles(kept.folder, [key])
     repaired = repair_run(kept.folder)
     assert f"without frames {FRAME}" in repaired.done[0]
     assert [describe(finding) for finding in repaired.left if finding.kind is not Kind.LOST] == []
@@ -250,7 +240,7 @@ def test_a_journal_without_its_beginning_leaves_the_mosaic(tmp_path: Path) -> No
     data = bytearray(kept.segment.read_bytes())
     data[64:300] = bytes(236)
     kept.segment.write_bytes(data)
-    kept.spoil_tile(kept.tiles_of(FRAME)[0])
+    spoil_tiles(kept.folder, [kept.tiles_of(FRAME)[0]])
     repaired = repair_run(kept.folder)
     assert "tiles were made anew" in repaired.done[0]
     assert {finding.kind for finding in repaired.left} == {Kind.LOST}
@@ -262,11 +252,11 @@ def test_a_sealed_run_gets_its_upper_levels_back(kept: Kept) -> None:
     with SqliteStore.open(kept.folder) as store:
         store.set_state("sealed")
     upper = kept.tiles_of(FRAME)[0].parent()
-    kept.spoil_tile(upper)
+    spoil_tiles(kept.folder, [upper])
     assert repair_run(kept.folder).left == ()
     assert_same(stored_mosaic(kept.folder), kept.mosaic)
     base = kept.tiles_of(0)[0]
-    kept.spoil_tile(base)
+    spoil_tiles(kept.folder, [base])
     [finding] = repair_run(kept.folder).left
     assert finding.tiles == ((P0, base),)
 

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 
-from tilecast.geometry import TileKey
 from tilecast.store import checkpointer
 from tilecast.store.checkpointer import Checkpointer, Turnstile
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import Commit, TileRow
-from tilecast.testing.store_suite import NEW_RUN, P0
+from tilecast.store.tile_store import Commit
+from tilecast.testing.store_suite import NEW_RUN
 
-MIB = 2**20
-LIMIT = 8 * MIB
+LIMIT = 2**20
 
 
 @pytest.fixture
@@ -29,8 +27,8 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 
 def a_commit(number: int) -> Commit:
-    """2 MiB, to four tiles."""
-    return Commit(tiles=[TileRow(P0, TileKey(0, number % 5, col), bytes(MIB // 2)) for col in range(4)], levels=1)
+    """Some 200 KiB of the log, for four hundred events."""
+    return Commit(events=[(f"commit {number}", {"text": "x" * 400})] * 400)
 
 
 def test_the_log_stays_short_while_commits_go_on(store: SqliteStore) -> None:
@@ -38,7 +36,7 @@ def test_the_log_stays_short_while_commits_go_on(store: SqliteStore) -> None:
     for number in range(60):
         store.commit(a_commit(number))
         longest = max(longest, store.size().wal_nbytes)
-    assert longest < 2 * LIMIT, "120 MiB were committed under a limit of 8"
+    assert longest < 2 * LIMIT, "12 MiB were committed under a limit of 1"
     stats = store.checkpointer.stats()
     assert stats.n_passes >= stats.n_resets > 0
     assert stats.longest_wait_ns > 0
@@ -53,7 +51,7 @@ def test_settling_carries_everything_over(store: SqliteStore, tmp_path: Path) ->
     alone = tmp_path / "alone.sqlite"
     alone.write_bytes(store.path.read_bytes())  # the file alone, without its log
     connection = sqlite3.connect(alone)
-    assert connection.execute("SELECT rev, n_tiles FROM run").fetchone() == (3, 12)
+    assert connection.execute("SELECT rev, (SELECT count(*) FROM events) FROM run").fetchone() == (3, 1200)
     connection.close()
     assert store.checkpointer.settle(), "nothing to do is done as well"
 

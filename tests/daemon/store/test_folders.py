@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import uuid
@@ -98,7 +99,7 @@ def build_anew(folder: Path, lock: RunLock) -> None:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(re.sub("tiles-[0-9a-f]{8}[.]bin", "tiles-*.bin", path.name) for path in folder.iterdir())
 
 
 def test_a_rebuilt_store_takes_over_as_one_commit(tmp_path: Path, lock: RunLock) -> None:
@@ -110,7 +111,7 @@ def test_a_rebuilt_store_takes_over_as_one_commit(tmp_path: Path, lock: RunLock)
     build_anew(tmp_path, lock)
     result = swap_in(tmp_path, lock=lock, clock_ns=lambda: 99)
     assert result == CommitResult(rev=4, epoch=3, t_commit_ns=99)
-    assert files_in(tmp_path) == ["lock", "tiles.sqlite"]
+    assert files_in(tmp_path) == ["lock", "tiles-*.bin", "tiles.sqlite"]
     with SqliteStore.open(tmp_path, lock=lock) as store:
         now = store.info()
         assert (now.rev, now.epoch, now.epoch_rev, now.n_tiles, now.n_placements) == (4, 3, 4, 5, 5)
@@ -182,7 +183,7 @@ def test_a_killed_rebuild_leaves_the_old_store_and_is_discarded(tmp_path: Path, 
     (tmp_path / (REBUILD_NAME + "-wal")).touch()
     discard(tmp_path, lock=lock)
     discard(tmp_path, lock=lock)
-    assert files_in(tmp_path) == ["lock", "tiles.sqlite"]
+    assert files_in(tmp_path) == ["lock", "tiles-*.bin", "tiles.sqlite"]
     with SqliteReader(tmp_path) as reader:
         assert contents(reader) == before
 
@@ -222,8 +223,14 @@ def test_a_ruined_store_is_succeeded_under_an_epoch_of_its_own(tmp_path: Path, l
     build_anew(tmp_path, lock)
     result = swap_in(tmp_path, lock=lock, clock_ns=lambda: 1_800_000_000 * 10**9)
     assert (result.rev, result.epoch) == (5, 1_800_000_000)
-    *rest, aside = files_in(tmp_path)
-    assert (rest, aside.rpartition("-")[0]) == (["lock", "tiles.sqlite"], "tiles.sqlite.damaged")
+    assert [name.partition(".damaged-")[0] for name in files_in(tmp_path)] == [
+        "lock",
+        "tiles-*.bin",
+        "tiles-*.bin",
+        "tiles.sqlite",
+        "tiles.sqlite",
+    ]
+    assert len(list(tmp_path.glob("tiles-*.bin.damaged-*"))) == len(list(tmp_path.glob("tiles.sqlite.damaged-*"))) == 1
     with SqliteReader(tmp_path) as reader:
         assert reader.info().epoch == 1_800_000_000
         assert reader.check() == []
@@ -233,7 +240,7 @@ def test_a_ruined_store_is_succeeded_under_an_epoch_of_its_own(tmp_path: Path, l
 def test_a_missing_store_is_succeeded_too(tmp_path: Path, lock: RunLock) -> None:
     build_anew(tmp_path, lock)
     assert swap_in(tmp_path, lock=lock).epoch > 10**9
-    assert files_in(tmp_path) == ["lock", "tiles.sqlite"]
+    assert files_in(tmp_path) == ["lock", "tiles-*.bin", "tiles.sqlite"]
 
 
 def test_a_swap_refuses_what_does_not_belong(tmp_path: Path, lock: RunLock) -> None:
