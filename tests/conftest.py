@@ -35,8 +35,8 @@ _COMPILE = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers for each processor: most of the time a test waits for a process of its own, or for the disk."""
-    return 2 * len(os.sched_getaffinity(0))
+    """One worker more than processors: now and then all the others wait."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(optionalhook=True)
