@@ -1,10 +1,12 @@
-"""What every test may use: where the shared scans lie, and one profile for hypothesis."""
+"""What every test may use: where the shared scans lie, one profile for hypothesis, and how many tests run at once."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +23,28 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and not os.environ.get("PYTHO
     _COMPILED = tempfile.mkdtemp(prefix="tilecast-compiled-")
     os.environ["PYTHONPYCACHEPREFIX"] = _COMPILED
     atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+
+# Kernels are compiled before there are workers, by two processes: else each worker and each daemon that it starts would
+# compile them all for itself. Where they lie in the cache already this takes a second.
+_COMPILE = (
+    "from tilecast_protocol import pzf; [compile_it() for _, compile_it in pzf.KERNELS]",
+    "from tilecast.kernels import kernels_for; [compile_it() for dtype in ('|u1', '<u2', '<f4') "
+    "for _, compile_it in kernels_for(dtype, 'feather')]",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than processors: now and then all the others wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Compile the kernels before the workers start."""
+    for process in [subprocess.Popen([sys.executable, "-c", code]) for code in _COMPILE]:
+        process.wait()
+
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -28,7 +28,7 @@ _SOCKETS = ("ingest.ack", "ingest.pull", "notify", "query")
 
 
 class DaemonProcess:
-    """`tilecast run` as a child process.
+    """`tilecast run` as a child process. It ends with its parent, also if that is killed: it holds a pipe to it.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class DaemonProcess:
         # What it says of itself is read here: "ready" is an info.
         options |= {"store.path": str(store_path), "log.format": "json", "log.level": "info"}
         options |= settings or {}
-        self._command = [sys.executable, "-m", "tilecast", "run", *arguments]
+        self._command = [sys.executable, "-m", "tilecast", "run", "--until-eof", *arguments]
         for name, value in options.items():
             self._command += ["--set", f"{name}={value}"]
         self._environ = {**os.environ, **(environ or {})}
@@ -92,7 +92,7 @@ class DaemonProcess:
         self._process = subprocess.Popen(
             self._command,
             stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             text=True,
             env=self._environ,
             process_group=0,  # Ctrl-C in the terminal is for whoever started it, who then stops it when it is time
@@ -170,6 +170,8 @@ class DaemonProcess:
             process.wait()
             raise DisconnectedError(f"the daemon did not end within {timeout_s:g} s, and was killed") from error
         finally:
+            assert process.stdin is not None
+            process.stdin.close()
             if self._reader is not None:
                 self._reader.join()  # all that it said is in the log now
         return code

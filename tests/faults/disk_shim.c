@@ -1,4 +1,5 @@
-/* Stands between a process and its disk (LD_PRELOAD): fails, or kills at, the n-th write, and keeps what was synced.
+/* Stands between a process and its disk (LD_PRELOAD): fails, or kills at, the n-th write, keeps what was synced, and
+   makes what is no journal slow.
 
    Python calls the functions shim_*; everything else looks as libc does. Only files below one folder are concerned.
    What is at an fsync is copied before the fsync, so that nothing is called durable that was written behind it. The
@@ -15,11 +16,14 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static char root[4096], durable[4096];
 static long n_calls, fail_from, fail_upto;
 static int fail_errno;
+static long slow_bytes_s;
+static struct timespec slow_until;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -32,6 +36,13 @@ void shim_arm(const char *folder, const char *keep, long first, long last, int n
     fail_from = first;
     fail_upto = last;
     fail_errno = number;
+}
+
+/* For so long from now, what is written to other files than journals takes so long as on a disk of this rate. */
+void shim_slow(long bytes_s, long seconds) {
+    slow_bytes_s = bytes_s;
+    clock_gettime(CLOCK_MONOTONIC, &slow_until);
+    slow_until.tv_sec += seconds;
 }
 
 long shim_calls(void) { return n_calls; }
@@ -97,20 +108,43 @@ static void keep(int fd, const char *path) {
     pthread_mutex_unlock(&lock);
 }
 
-#define ON_FD(type, name, params, args)                                     \
-    type name params {                                                      \
-        char path[4096];                                                    \
-        if (root[0] && path_of(fd, path, sizeof path) && fails()) return -1; \
-        return REAL(name) args;                                             \
+/* One write after the other, as a disk has it. */
+static pthread_mutex_t at_work = PTHREAD_MUTEX_INITIALIZER;
+
+static void take_time(const char *path, size_t nbytes) {
+    struct timespec now;
+    if (!slow_bytes_s || strstr(path, "/journal/")) return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec >= slow_until.tv_sec) return;
+    pthread_mutex_lock(&at_work);
+    usleep(1000000.0 * nbytes / slow_bytes_s);
+    pthread_mutex_unlock(&at_work);
+}
+
+static size_t total(const struct iovec *parts, int n) {
+    size_t nbytes = 0;
+    while (n-- > 0) nbytes += parts++->iov_len;
+    return nbytes;
+}
+
+#define ON_FD(type, name, params, args, nbytes)                  \
+    type name params {                                           \
+        char path[4096];                                         \
+        if (root[0] && path_of(fd, path, sizeof path)) {         \
+            if (fails()) return -1;                              \
+            take_time(path, nbytes);                             \
+        }                                                        \
+        return REAL(name) args;                                  \
     }
-ON_FD(ssize_t, write, (int fd, const void *data, size_t n), (fd, data, n))
-ON_FD(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at))
-ON_FD(ssize_t, pwrite64, (int fd, const void *data, size_t n, off64_t at), (fd, data, n, at))
-ON_FD(ssize_t, pwritev, (int fd, const struct iovec *parts, int n, off_t at), (fd, parts, n, at))
-ON_FD(ssize_t, pwritev64, (int fd, const struct iovec *parts, int n, off64_t at), (fd, parts, n, at))
-ON_FD(ssize_t, pwritev2, (int fd, const struct iovec *parts, int n, off_t at, int how), (fd, parts, n, at, how))
-ON_FD(int, ftruncate, (int fd, off_t size), (fd, size))
-ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size))
+ON_FD(ssize_t, write, (int fd, const void *data, size_t n), (fd, data, n), n)
+ON_FD(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at), n)
+ON_FD(ssize_t, pwrite64, (int fd, const void *data, size_t n, off64_t at), (fd, data, n, at), n)
+ON_FD(ssize_t, pwritev, (int fd, const struct iovec *parts, int n, off_t at), (fd, parts, n, at), total(parts, n))
+ON_FD(ssize_t, pwritev64, (int fd, const struct iovec *parts, int n, off64_t at), (fd, parts, n, at), total(parts, n))
+ON_FD(ssize_t, pwritev2, (int fd, const struct iovec *parts, int n, off_t at, int how), (fd, parts, n, at, how),
+      total(parts, n))
+ON_FD(int, ftruncate, (int fd, off_t size), (fd, size), 0)
+ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size), 0)
 
 #define ON_SYNC(name)                              \
     int name(int fd) {                             \

@@ -43,6 +43,8 @@ class Disk:
         The calls that fail, counted from 1; 0 for none.
     errno : int
         How they fail; 0 ends the process instead, as SIGKILL does.
+    slow_bytes_s, slow_s : int
+        For the first seconds, other files than journals are written no faster than this; 0 for as fast as it goes.
     """
 
     folder: str
@@ -50,6 +52,8 @@ class Disk:
     first: int = 0
     last: int = 0
     errno: int = 0
+    slow_bytes_s: int = 0
+    slow_s: int = 0
 
 
 class Child:
@@ -253,6 +257,8 @@ def _arm(disk: Disk) -> None:
     shim = ctypes.CDLL(None)
     shim.shim_arm.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_long, ctypes.c_long, ctypes.c_int)
     shim.shim_arm(disk.folder.encode(), disk.durable.encode(), disk.first, disk.last, disk.errno)
+    shim.shim_slow.argtypes = (ctypes.c_long, ctypes.c_long)
+    shim.shim_slow(disk.slow_bytes_s, disk.slow_s)
 
 
 def n_calls() -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from integration.scanning import assert_holds, serpentine
 from integration.talking import PATIENCE_S, PX_UM, SHAPE, Watcher, centre_um, picture
 from tilecast.process import DaemonProcess
 from tilecast_protocol.client import Client
@@ -105,3 +108,46 @@ def test_they_are_named_and_given_up_and_frames_go_their_way(daemon: DaemonProce
         assert client.health()["ready"]
         assert client.report(run)["report"]["received"] == 5
     assert daemon.stop() == 0
+
+
+GLUTTON = """
+    eaten = []
+    @hookimpl
+    def tilecast_committed():
+        eaten.append(bytearray(64 << 20))
+        if len(eaten) > 100:
+            print("100 of them, and no limit", file=__import__("sys").stderr)
+    """
+ROOM = 400 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux bounds the memory of a process at work")
+def test_one_that_eats_memory_meets_the_bound_of_its_process_and_is_named(tmp_path: Path) -> None:
+    """Nothing inside a process can tell whose memory it is; with a bound from outside, who asks for too much fails."""
+    install(tmp_path, {"glutton": GLUTTON})
+    settings = {"plugins.max_failures": "3", "store.commit_interval_ms": "0", "log.flood_s": "0"}
+    sent = {frame: picture(frame) for frame in range(24)}
+    with DaemonProcess(tmp_path / "runs", settings=settings, environ={"PYTHONPATH": str(tmp_path)}) as daemon:
+        process = psutil.Process(daemon.pid)
+        with (
+            Watcher(daemon.endpoints["notify"]) as watch,
+            Client(None, daemon.endpoints["query"]) as client,
+            Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as camera,
+        ):
+            run = camera.start("goes on", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+            for frame, pixels in sent.items():
+                if frame == 2:  # all its threads have their stacks
+                    bound = process.memory_info().vms + ROOM
+                    process.rlimit(psutil.RLIMIT_AS, (bound, bound))
+                camera.image(pixels, pos_um=centre_um(*serpentine(frame)))
+                watch.placed(run, frame + 1)
+                if frame > 2 and "glutton" in client.stats()["plugins"]["disabled"]:
+                    break
+            line = daemon.wait_logged("plugin disabled", plugin="glutton", timeout_s=PATIENCE_S)
+            assert "MemoryError" in str(line) or any("MemoryError" in str(other) for other in daemon.log)
+            camera.end()
+            camera.flush()
+            report = watch.report(run)
+            assert (report["received"], report["n_missing"]) == (frame + 1, 0)
+            assert client.health()["ready"]
+    assert_holds(tmp_path / "runs" / run, {number: sent[number] for number in range(frame + 1)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 
 from integration.conftest import StartDaemon
-from integration.scanning import assert_holds
+from integration.scanning import assert_holds, info, tilecast
 from integration.talking import RawPublisher, Watcher, centre_um, new_uuid, picture
 from tilecast.service.fsck import check_run
+from tilecast.store.lock import holder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_protocol.client import Client
 from tilecast_protocol.errors import QueryError
@@ -206,3 +208,111 @@ def test_a_run_is_sealed_by_the_daemon_that_has_it(start_daemon: StartDaemon, tm
     assert not (tmp_path / "runs" / run / "journal").exists()
     assert daemon.stop() == 0
     assert check_run(tmp_path / "runs" / run) == []
+
+
+def test_a_disk_that_gets_short_of_room_is_said_everywhere(start_daemon: StartDaemon, mount: Mount) -> None:
+    """At `warn` everything goes on; people are told, and told when it is over."""
+    disk = mount("size=200m")
+    ballast = disk / "ballast"
+    settings = SETTINGS | {"disk.warn_bytes": "120MiB", "disk.stop_bytes": "10MiB"}
+    daemon = start_daemon(**settings, **{"store.path": str(disk / "runs")})
+    run, other = new_uuid(), new_uuid()
+    with (
+        Watcher(daemon.endpoints["notify"]) as watch,
+        Client(None, daemon.endpoints["query"]) as client,
+        RawPublisher(daemon.endpoints["ingest.ack"]) as camera,
+    ):
+        camera.hello()
+        camera.start(run, shape=list(SHAPE))
+        camera.wait_settled(send(camera, run, 0))
+        assert (client.health()["disk"], client.health()["problems"]) == ("ok", [])
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 100 << 20)
+        told = wait_room(watch, run, "warn")
+        assert "make room" in told["message"]
+        line = daemon.wait_logged("room on the disk", room="warn", before="ok")
+        assert (line["level"], line["message"]) == ("warning", told["message"])
+        health, stats = client.health(), client.stats()["disk"]
+        assert (health["ready"], health["disk"], len(health["problems"])) == (True, "warn", 1)
+        assert "make room; below" in health["problems"][0]
+        assert (stats["room"], stats["warn_below_bytes"]) == ("warn", 120 << 20)
+        assert 10 << 20 < stats["free_bytes"] < 120 << 20
+        # Everything goes on.
+        camera.wait_settled(send(camera, run, 1))
+        camera.wait_settled(camera.start(other, shape=list(SHAPE)))
+        watch.until(lambda _: client.run(run)["frames"] == 2, "mosaics are written")
+        assert camera.rejections == {}
+        ballast.unlink()
+        wait_room(watch, run, "ok")
+        daemon.wait_logged("room on the disk", room="ok", before="warn")
+        assert (client.health()["disk"], client.health()["problems"]) == ("ok", [])
+    assert daemon.stop() == 0
+    assert check_run(disk / "runs" / run) == []
+
+
+def test_the_daemon_drops_the_journal_of_a_run_that_is_over_and_checked(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    root, over, still = tmp_path / "runs", new_uuid(), new_uuid()
+    daemon = start_daemon(**SETTINGS)
+    with Watcher(daemon.endpoints["notify"]) as watch, RawPublisher(daemon.endpoints["ingest.ack"]) as camera:
+        camera.hello()
+        for run in (over, still):
+            camera.start(run, shape=list(SHAPE))
+            camera.wait_settled(send(camera, run, 0))
+        camera.send("end", run=over, reason="done", n_sent=1)
+        watch.report(over)
+    assert daemon.stop() == 0
+    daemon = start_daemon(**SETTINGS, **{"retention.journals": "drop-checked"})
+    line = daemon.wait_logged("a journal was dropped; its run is sealed", run=over)
+    assert (line["level"], line["freed_bytes"] > 100_000) == ("warning", True)
+    assert not (root / over / "journal").exists()
+    assert (root / still / "journal").exists(), "it is open"
+    with (
+        Client(None, daemon.endpoints["query"]) as client,
+        RawPublisher(daemon.endpoints["ingest.ack"]) as camera,
+    ):
+        assert client.stats()["retention"] == {"n_sealed": 1, "freed_bytes": line["freed_bytes"]}
+        assert (client.run(over)["state"], client.run(still)["state"]) == ("sealed", "open")
+        assert len(client.snapshot(over).tiles) > 0
+        camera.hello()
+        refused = camera.wait_rejected(send(camera, over, 1))
+        assert (refused.reason, "start a new run" in refused.message) == ("run-sealed", True)
+        camera.wait_settled(seq := send(camera, still, 1))
+        assert seq not in camera.rejections
+        said = info(over, root)
+        assert (said["state"], said["sealed because of"]) == ("sealed", "retention.journals")
+        assert "late frames" in said["no longer possible"]
+        assert "rebuild, replay, late frames" in tilecast("info", over, store=root)
+        for command in ("rebuild", "replay"):
+            failed = fails(command, over, store=root)
+            assert f"run {over} is sealed since 2" in failed
+    assert daemon.stop() == 0
+    assert check_run(root / over) == []
+
+
+def test_the_command_has_the_daemon_seal_a_run_that_it_holds(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    root, run = tmp_path / "runs", new_uuid()
+    daemon = start_daemon(**SETTINGS)
+    arguments = ("seal", run, "--yes", "--set", f"query={daemon.endpoints['query']}")
+    with Watcher(daemon.endpoints["notify"]) as watch, RawPublisher(daemon.endpoints["ingest.ack"]) as camera:
+        camera.hello()
+        camera.start(run, shape=list(SHAPE))
+        camera.wait_settled(send(camera, run, 0))
+        assert "end it first" in fails(*arguments, store=root)
+        camera.send("end", run=run, reason="done", n_sent=1)
+        watch.report(run)
+        assert f"process {daemon.pid}" in holder(root / run), "it has it loaded still"
+        assert f"sealed {run}: " in tilecast(*arguments, store=root)
+        assert watch.notice(run, "sealed")["no_longer"][0] == "rebuild"
+        assert not (root / run / "journal").exists()
+    assert daemon.stop() == 0
+    assert check_run(root / run) == []
+
+
+def fails(*arguments: str, store: Path) -> str:
+    """Run a command that must fail; gives what it says on standard error."""
+    command = [sys.executable, "-m", "tilecast", *arguments, "--set", f"store.path={store}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr

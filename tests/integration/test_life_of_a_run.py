@@ -14,7 +14,7 @@ import zmq
 
 from integration.conftest import IMPATIENT, StartDaemon, Station
 from integration.scanning import Pixels, assert_holds, endpoints, exactly, numbers, pictures, serpentine
-from integration.talking import PX_UM, SHAPE, RawPublisher, Watcher, centre_um, new_uuid
+from integration.talking import PATIENCE_S, PX_UM, SHAPE, RawPublisher, Watcher, centre_um, new_uuid
 from tilecast import calibration
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_protocol.client import Client
@@ -392,3 +392,28 @@ def test_events_and_notes_are_kept_and_an_operator_can_end_a_run(station: Statio
         topics = [record.topic for record in journal.records() if record.kind is RecordKind.EVENT]
     assert topics == ["tc1/scope/watched/event", "tc1/scope/autofocus/event"]
     assert_holds(station.folder(run), sent)
+
+
+def test_another_publisher_goes_on_with_a_run_that_a_restarted_daemon_knows(start_daemon: StartDaemon) -> None:
+    """Its `start` repeats one that is on the disk already, and nothing else is written that would have to be synced."""
+    sent = pictures(12, 4)
+    with endpoints() as fixed:
+        daemon = start_daemon(**(IMPATIENT | fixed))
+        first = Publisher(fixed["ingest.ack"], instrument="scope", stream="cam", timeout_s=PATIENCE_S)
+        run = first.start("goes on", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+        for frame in range(2):
+            first.image(sent[frame], frame=frame, pos_um=centre_um(*serpentine(frame)))
+        first.flush()
+        daemon.kill()
+        daemon.start()
+        with Watcher(fixed["notify"]) as watch:
+            with Publisher(fixed["ingest.ack"], instrument="scope", stream="cam", timeout_s=PATIENCE_S) as second:
+                second.start("goes on", run=run, shape=SHAPE, dtype="<u2", px_um=PX_UM)
+                second.image(sent[1], frame=1, pos_um=centre_um(*serpentine(1)))  # it is there: settled, not kept again
+                second.flush()
+                for frame in range(2, 4):
+                    second.image(sent[frame], frame=frame, pos_um=centre_um(*serpentine(frame)))
+                second.end()
+            assert numbers(watch.report(run)) == exactly(4, duplicate=1)
+        first.close()
+        assert daemon.stop() == 0

@@ -499,7 +499,7 @@ def drained(viewer: Client) -> Iterator[Update]:
 
 def test_a_viewer_that_never_reads_loses_but_slows_nobody(start_daemon: StartDaemon) -> None:
     """Its queue fills, and more is published than it can hold; all others get everything, at the usual pace."""
-    shape, far, n_calm, n_deaf = (200, 200), (-10_000_000, -10_000_000), 40, 240
+    shape, far, n_calm, n_deaf = (200, 200), (-10_000_000, -10_000_000), 20, 220
     # Small tiles with large numbers: a notification of 4 KB. The queue in front of each viewer holds a hundred.
     settings = {"blend.tile_size": "16", "viewers.queue_bytes": "1MiB", "store.commit_interval_ms": "1"}
     sent = [picture(number, shape) for number in range(4)]

@@ -135,3 +135,54 @@ def test_a_request_beyond_all_measure_ends_the_connection(
     events.close()
     with Client(None, scanned[0].endpoints["query"]) as polite:
         assert polite.health()["ready"]
+
+
+def test_answers_that_nobody_reads_have_a_limit_for_each_viewer_and_for_all(tmp_path: Path) -> None:
+    """Above it a viewer is told `busy`, until it has read; others are answered as ever."""
+    settings = {"viewers.unread_bytes": "4MiB", "viewers.unread_bytes_of_all": "10MiB", "log.flood_s": "0"}
+    with DaemonProcess(tmp_path / "runs", settings=settings) as daemon:
+        endpoint = daemon.endpoints["query"]
+        with (
+            Watcher(daemon.endpoints["notify"]) as watch,
+            Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as camera,
+        ):
+            run = camera.start("noise", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+            camera.image(picture(1, SHAPE), pos_um=(SHAPE[1] / 2 * PX_UM[0], SHAPE[0] / 2 * PX_UM[1]))
+            camera.flush()
+            watch.placed(run, 1)
+        region = {"run": run, "tcz": (0, 0, 0), "level": 0, "bounds": (0, 0, *SHAPE), "codec": "raw"}
+        # 0.5 MB each, all of them more than ZeroMQ and the kernel hold between us.
+        n, whys = 48, {"you have not read": 0, "viewers, you among them, have not read": 0}
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        rude = [context.socket(zmq.DEALER) for _ in range(5)]
+        try:
+            for number, socket in enumerate(rude):
+                socket.linger, socket.rcvhwm, socket.rcvbuf = 0, 1, 4096
+                socket.connect(endpoint)
+                for question in range(n):
+                    ask(socket, question, "region", **region)
+                # The daemon has got to the last question of one before the next begins.
+                daemon.wait_logged("viewer asks too much", timeout_s=PATIENCE_S)
+                with Client(None, endpoint) as polite:
+                    assert polite.health()["ready"], number
+                    assert polite.region(run, level=0, bounds=(0, 0, 8, 8)).pixels.shape == (8, 8)
+            for line in list(daemon.log):
+                for why in whys:
+                    whys[why] += line.get("event") == "viewer asks too much" and line["why"].startswith(why)
+            assert all(whys.values()), whys
+            for socket in rude:
+                found = [codes_of(socket) for _ in range(n)]
+                assert {"ok", "busy"} >= set(found)
+                assert 4 * MIB // (SHAPE[0] * SHAPE[1] * 2) < found.count("ok") < n or socket is not rude[0]
+            # Whoever has read is answered again.
+            ask(rude[0], n, "region", **region)
+            assert codes_of(rude[0]) == "ok"
+        finally:
+            context.destroy(0)
+
+
+def codes_of(socket: zmq.Socket[bytes]) -> str:
+    """What the next answer says."""
+    assert socket.poll(PATIENCE_S * 1000)
+    header = msgpack.unpackb(socket.recv_multipart()[0])
+    return "ok" if header["ok"] else str(header["error"]["code"])

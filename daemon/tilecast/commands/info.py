@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
-from tilecast.commands.common import Invocation, console, find_run, format_bytes, format_time, tilecast_command
+from tilecast.commands.common import Invocation, find_run, format_bytes, format_time, tilecast_command
 
 
 @tilecast_command("info")
@@ -18,10 +19,6 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
 
     RUN is the beginning of its id, its name, its folder, or `last`.
     """
-    from rich.pretty import Pretty
-    from rich.table import Table
-    from rich.text import Text
-
     from tilecast.ingest.verdicts import NO_LONGER
     from tilecast.store.folders import folder_nbytes
     from tilecast.store.sqlite_reader import SqliteReader
@@ -75,11 +72,26 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
     if px_um:
         facts["mosaic"] += f"; {width * px_um[0] / 1000:.3g} × {height * px_um[1] / 1000:.3g} mm"
     order = ("run", "name", "folder", "state", "created", "updated", "instrument", "stream", "mosaic")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for key in [*order, *(key for key in facts if key not in order)]:
-        value = facts[key]
-        if value not in (None, {}, []):
-            table.add_row(
-                Text(key, style="bold"), Text(str(value)) if not isinstance(value, dict | list) else Pretty(value)
-            )
-    console().print(table)
+    ordered = [*order, *(key for key in facts if key not in order)]
+    for line in describe({key: facts[key] for key in ordered}):
+        click.echo(line)
+
+
+def describe(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Lines for people: one for each fact that there is; what has parts has a line for each, below it.
+
+    >>> print(*describe({"name": "liver", "report": {"missing": [[3, 5]], "planned": None}}), sep="\\n")
+    name    liver
+    report
+      missing  [[3, 5]]
+    """
+    facts = {key: value for key, value in facts.items() if value not in (None, {}, [])}
+    width = max((len(str(key)) for key in facts), default=0)
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            yield indent + click.style(str(key), bold=not indent)
+            yield from describe(value, indent + "  ")
+        else:
+            of_words = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            shown = ", ".join(value) if of_words else str(value)
+            yield indent + click.style(str(key).ljust(width), bold=not indent) + "  " + shown

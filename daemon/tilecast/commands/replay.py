@@ -47,7 +47,6 @@ def command(
 
     from tilecast.replay import Nastiness, replay
     from tilecast.service import runs
-    from tilecast_protocol.journal import Journal
     from tilecast_protocol.publisher import Publisher
     from tilecast_protocol.ranges import RangeSet
 
@@ -55,8 +54,8 @@ def command(
     folder = find_run(config.store.path, run, readable=False).folder
     factor = _factor(speed)
     nastiness = Nastiness(drop=drop, duplicate=duplicate, reorder=reorder, delay_ms=delay_ms, seed=seed)
-    frozen = runs.read_frozen(folder)
-    with Journal.open(folder / runs.JOURNAL_NAME, readonly=True) as journal:
+    with runs.open_recording(folder) as journal:
+        frozen = runs.read_frozen(folder)
         start = runs.first_start(journal)
         n_records = sum(1 for _ in journal.records(with_parts=False))
         with (

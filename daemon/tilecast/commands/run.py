@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from typing import Final
 
 import click
@@ -13,7 +16,12 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 
 
 @tilecast_command("run")
-def command(invocation: Invocation) -> None:
+@click.option(
+    "--until-eof",
+    is_flag=True,
+    help="End also when standard input does: for programs that start the daemon, which then never outlives them.",
+)
+def command(invocation: Invocation, until_eof: bool) -> None:
     """Run the daemon: take in frames, build mosaics, tell viewers.
 
     It listens on the sockets ingest.ack and ingest.pull (and to the sources in ingest.sub), writes runs below
@@ -34,6 +42,8 @@ def command(invocation: Invocation) -> None:
 
     config = invocation.config
     configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
+    if until_eof:
+        threading.Thread(target=_end_with_stdin, name="tilecast-stdin", daemon=True).start()
     keep_freed_memory()
     # Kernels let go of the interpreter's lock and want it back at once: not after the 5 ms that others may keep it.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -47,3 +57,10 @@ def command(invocation: Invocation) -> None:
         daemon.run()
     except RuntimeError as error:
         raise click.ClickException(f"{error}; what was acknowledged is safe in the journals, start it again") from error
+
+
+def _end_with_stdin() -> None:
+    """Wait until whoever holds the other end of standard input is gone, however that came; then as on SIGTERM."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

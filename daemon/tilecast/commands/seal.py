@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from tilecast.commands._daemon import daemon_of
 from tilecast.commands.common import Invocation, find_run, format_bytes, stages_of_progress, tilecast_command
 from tilecast.errors import RunLockedError
-
-_LONGEST_CHECK_S = 24 * 3600.0
 
 
 @tilecast_command("seal")
@@ -30,7 +27,6 @@ def command(invocation: Invocation, run: str, yes: bool, force: bool) -> None:
     """
     from tilecast.ingest.verdicts import NO_LONGER
     from tilecast.service.retention import Policy, seal_by_hand
-    from tilecast_protocol.client import Client
 
     config = invocation.config
     found = find_run(config.store.path, run)
@@ -41,12 +37,8 @@ def command(invocation: Invocation, run: str, yes: bool, force: bool) -> None:
     try:
         with stages_of_progress() as progress:
             freed_bytes = seal_by_hand(found.folder, Policy.of(config), force=force, progress=progress)
-    except RunLockedError:
-        if not config.query:
-            raise
-        with Client(None, config.query) as client:
-            if Path(client.hello()["store"]).resolve() != found.folder.parent.resolve():
-                raise  # that daemon has other runs
-            client.timeout_s = _LONGEST_CHECK_S
-            freed_bytes = client.seal(found.folder.name, force=force)
+    except RunLockedError as locked:
+        with daemon_of(config, found.folder, locked) as daemon:
+            click.echo("the daemon has the run, and is asked to seal it", err=True)
+            freed_bytes = daemon.seal(found.folder.name, force=force)
     click.echo(f"sealed {found.run}: {format_bytes(freed_bytes)} freed")

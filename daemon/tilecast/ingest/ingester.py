@@ -746,7 +746,8 @@ class Ingester:
         if path is not IngestPath.ACK:
             return
         open_run = self._runs.get(run) if run is not None else None
-        if open_run is None:
+        # Of a run that was just loaded everything is durable, and no fsync will come to say so.
+        if open_run is None or open_run.journal.synced_lsn >= open_run.journal.written_lsn:
             self._tracker.settled(message.src, message.boot, message.seq)
         else:
             at = [(open_run.run, open_run.journal.written_lsn)]

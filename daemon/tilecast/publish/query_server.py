@@ -37,8 +37,6 @@ from tilecast_protocol.queries import COMMANDS, QueryId, make_error, make_reply,
 
 log = structlog.get_logger()
 
-MAX_UNREAD_NBYTES = 256 << 20
-MAX_UNREAD_NBYTES_OF_ALL = 1 << 30
 _MAX_IN_FLIGHT_OF_ALL = 1024
 _MAX_OPEN_READERS = 32
 _MAX_ORDERS = 8
@@ -170,6 +168,8 @@ class QueryServer:
         Questions of one viewer that may wait.
     max_per_s : float
         Questions that one viewer may ask per second.
+    max_unread_nbytes, max_unread_nbytes_of_all : int
+        Answers that one viewer, or all together, have not read; above that they get no more.
     """
 
     def __init__(
@@ -184,6 +184,8 @@ class QueryServer:
         max_tiles: int,
         max_in_flight: int,
         max_per_s: float,
+        max_unread_nbytes: int,
+        max_unread_nbytes_of_all: int,
     ) -> None:
         self._socket = socket
         self._root = root
@@ -196,6 +198,8 @@ class QueryServer:
         self._readers = OpenReaders(self._open_run, _MAX_OPEN_READERS)
         self._max_in_flight = max_in_flight
         self._max_per_s = max_per_s
+        self._max_unread_nbytes = max_unread_nbytes
+        self._max_unread_nbytes_of_all = max_unread_nbytes_of_all
         self._viewers: dict[bytes, Viewer] = {}
         self._waiting: OrderedDict[bytes, deque[_Question]] = OrderedDict()  # by viewer, whose turn it is first
         self._n_idle = threads
@@ -268,9 +272,10 @@ class QueryServer:
 
     def _too_much_unread(self, viewer: Viewer) -> str:
         """Why a viewer gets no more answers for now, if it does not."""
-        if viewer.look() > MAX_UNREAD_NBYTES:
+        if viewer.look() > self._max_unread_nbytes:
             return "you have not read the answers to your questions; read them"
-        if viewer.unread_nbytes and sum(one.look() for one in self._viewers.values()) > MAX_UNREAD_NBYTES_OF_ALL:
+        of_all = sum(one.look() for one in self._viewers.values())
+        if viewer.unread_nbytes and of_all > self._max_unread_nbytes_of_all:
             return "viewers, you among them, have not read their answers; read them"
         return ""
 

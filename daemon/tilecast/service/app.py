@@ -253,6 +253,8 @@ class Daemon:
                 max_tiles=self._config.viewers.max_snapshot_tiles,
                 max_in_flight=self._config.viewers.max_in_flight,
                 max_per_s=self._config.viewers.max_request_rate,
+                max_unread_nbytes=self._config.viewers.unread_bytes,
+                max_unread_nbytes_of_all=self._config.viewers.unread_bytes_of_all,
             )
             self._query_server = server
             tasks.append(asyncio.ensure_future(server.serve()))

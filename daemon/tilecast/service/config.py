@@ -444,6 +444,13 @@ class ViewerOptions(_Section):
     max_request_rate: float = _option(
         1000.0, "Questions that one viewer may ask per second, over a while; more are refused.", unit="1/s", ge=1
     )
+    unread_bytes: Size = _option(
+        256 * MIB,
+        "Answers that one viewer has asked for and not read, at most; until it reads, more questions are refused.",
+        unit="bytes",
+        ge=1,
+    )
+    unread_bytes_of_all: Size = _option(1 * GIB, "The same, of all viewers together.", unit="bytes", ge=1)
     queue_bytes: Size = _option(
         32 * MIB,
         "High-water mark of notifications waiting for slow viewers; beyond it they lose some, and catch up.",

@@ -17,6 +17,7 @@ Examples
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -125,7 +126,8 @@ class _Lines:
 
     def msg(self, line: str) -> None:
         stream = self._stream or sys.stderr
-        with self._lock:
+        # Whoever read the log may be gone, or its disk full: no reason to lose a frame.
+        with self._lock, contextlib.suppress(OSError):
             stream.write(line + "\n")
             stream.flush()
 

@@ -167,7 +167,7 @@ def rebuild_run(
         held = lock if lock is not None else stack.enter_context(RunLock(folder))
         is_going_on = journal is not None
         if journal is None:
-            journal = stack.enter_context(Journal.open(folder / runs.JOURNAL_NAME, readonly=True))
+            journal = stack.enter_context(runs.open_recording(folder))
         frozen = runs.read_frozen(folder)
         settings, old = frozen.as_dict(), []
         info = None

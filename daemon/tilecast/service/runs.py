@@ -21,6 +21,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,9 +37,10 @@ from tilecast.service.config import Config
 from tilecast.store.folders import run_folder
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME, sync_folder
+from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import RunInfo
 from tilecast_protocol import pzf
-from tilecast_protocol.errors import MalformedError
+from tilecast_protocol.errors import JournalError, MalformedError, TilecastError
 from tilecast_protocol.journal import Journal, RecordKind
 from tilecast_protocol.messages import Limits, RunNotice, Start, parse
 from tilecast_protocol.topics import parse_topic
@@ -174,6 +176,37 @@ def starts_of(journal: Journal) -> Iterator[Start]:
             message = parse([record.topic.encode(), record.header, *record.parts], _ANY_SIZE)
             assert isinstance(message, Start), "the journal's kind and the topic's type are written together"
             yield message
+
+
+def open_recording(folder: Path) -> Journal:
+    """The journal of a run, for reading only.
+
+    Raises
+    ------
+    StoreError
+        If the run is sealed: says since when.
+    JournalError
+        If it cannot be read.
+    """
+    try:
+        return Journal.open(folder / JOURNAL_NAME, readonly=True)
+    except JournalError as error:
+        sealed_ns = _sealed_ns(folder)
+        if sealed_ns is None:
+            raise
+        since = datetime.fromtimestamp(sealed_ns // 10**9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        raise StoreError(
+            f"run {folder.name} is sealed since {since}: its recorded frames were dropped then, and it can only be "
+            "viewed; `tilecast info` says why and what is no longer possible"
+        ) from error
+
+
+def _sealed_ns(folder: Path) -> int | None:
+    """When a run was sealed, UTC; None if it was not, or its store cannot be read."""
+    with contextlib.suppress(TilecastError), SqliteReader(folder) as reader:
+        if reader.info().state == "sealed":
+            return max((event.t_ns for event in reader.events() if event.name == "sealed"), default=0)
+    return None
 
 
 def first_start(journal: Journal) -> Start:

@@ -56,7 +56,7 @@ def test_info_says_what_is_past(made: Recording) -> None:
     ]  # fmt: skip
     shown = tilecast(made.root, "info", "last").output
     assert "no longer possible" in shown
-    assert "'rebuild'" in shown
+    assert "rebuild, replay, late frames" in shown
     assert "sealed already" in tilecast(made.root, "seal", "last", "--yes", code=2).output
 
 

@@ -85,6 +85,8 @@ def test_viewers_take_turns_and_too_much_at_once_is_refused(tmp_path: Path) -> N
             max_tiles=1,
             max_in_flight=3,
             max_per_s=100,
+            max_unread_nbytes=1 << 20,
+            max_unread_nbytes_of_all=1 << 20,
         )
         serving = asyncio.ensure_future(server.serve())
         viewers = [context.socket(zmq.DEALER) for _ in range(3)]

@@ -198,3 +198,15 @@ class TestFloods:
         shown = lines(stream)
         assert sum(line.get("repeated", 1) for line in shown) == 800
         assert len(shown) == 4
+
+
+class Gone(io.StringIO):
+    """A pipe that nobody reads any more, or a file on a full disk."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop() -> None:
+    tc_logging.configure("info", "json", stream=Gone())
+    structlog.get_logger().info("said to nobody")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tilecast.ingest.joining import PlacingRules
 from tilecast.ingest.verdicts import RunPhase
 from tilecast.service import runs
 from tilecast.service.rebuild import rebuild_run
+from tilecast.service.retention import seal
 from tilecast.store.folders import REBUILD_NAME
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
@@ -211,6 +213,18 @@ def test_a_journal_that_cannot_be_read_leaves_the_old_mosaic(tmp_path: Path) -> 
     with pytest.raises(JournalError, match="there is no journal"):
         rebuild_run(made.folder)
     assert (made.folder / TILES_NAME).read_bytes() == before
+
+
+def test_of_a_sealed_run_it_is_said_since_when(tmp_path: Path) -> None:
+    made = record(tmp_path)
+    rebuild_run(made.folder)
+    with SqliteStore.open(made.folder) as store:
+        store.set_state("ended")
+    sealed_ns = 1_700_000_000 * 10**9
+    seal(made.folder, "operator", clock_ns=lambda: sealed_ns)
+    since = datetime.fromtimestamp(sealed_ns // 10**9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    with pytest.raises(StoreError, match=f"is sealed since {since}: its recorded frames were dropped"):
+        rebuild_run(made.folder)
 
 
 def test_a_run_that_somebody_writes_is_left_alone(tmp_path: Path) -> None:

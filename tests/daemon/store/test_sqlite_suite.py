@@ -41,4 +41,4 @@ class SqliteMachine(StoreMachine):
 
 
 TestSqliteMachine = SqliteMachine.TestCase
-TestSqliteMachine.settings = settings(max_examples=60, stateful_step_count=25)
+TestSqliteMachine.settings = settings(max_examples=25, stateful_step_count=25)
