@@ -236,6 +236,7 @@ class _Tile:
     batch: int = 0  # number of the uncommitted batch that its newest version is, or will be, part of; 0 if committed
     nbytes: int = 0
     pinned: int = 0
+    queue: OrderedDict[Any, Any] | None = None  # of what can be dropped, if it is there
 
 
 @dataclass(slots=True, eq=False)
@@ -649,7 +650,7 @@ class Pyramid:
                 self._misses += 1
                 tile = (self._read(address) if self._may_exist(address) else None) or _Tile(address)
                 self._keep(tile)
-            self._drop_from_queues(address)
+            _unqueue(tile)
             parts = [
                 reduction.Child(*_half_of(child), child.pixels if child.exists else None, child.mask)
                 for child in children
@@ -753,7 +754,7 @@ class Pyramid:
         self._account(tile)
         self._held_bytes -= tile.nbytes
         del self._tiles[tile.address]
-        self._drop_from_queues(tile.address)
+        _unqueue(tile)
 
     def _account(self, tile: _Tile) -> None:
         """Count a tile's memory anew."""
@@ -772,7 +773,9 @@ class Pyramid:
     def _hold(self, plane: PlaneKey, keys: list[TileKey]) -> None:
         """Keep tiles from being evicted while they are worked on."""
         for key in keys:
-            self._drop_from_queues((plane, key))
+            tile = self._tiles.get((plane, key))
+            if tile is not None:
+                _unqueue(tile)
 
     def _release(self, plane: PlaneKey, keys: list[TileKey]) -> None:
         """Let them go again, as the most recently used."""
@@ -782,21 +785,16 @@ class Pyramid:
 
     def _use(self, tile: _Tile) -> None:
         """Count a tile as the most recently used, if anything of it can be dropped."""
-        self._drop_from_queues(tile.address)
+        _unqueue(tile)
         if tile.state is None and tile.batch:
             return
         if tile.enclosed:
-            self._enclosed[tile.address] = tile
+            tile.queue = self._enclosed
         elif tile.state is not None:
-            self._costly[tile.address] = tile
+            tile.queue = self._costly
         else:
-            self._plain[tile.address] = tile
-
-    def _drop_from_queues(self, address: Address) -> None:
-        """Do not count a tile among those that can be dropped."""
-        self._enclosed.pop(address, None)
-        self._plain.pop(address, None)
-        self._costly.pop(address, None)
+            tile.queue = self._plain
+        tile.queue[tile.address] = tile
 
     def _shrink(self) -> None:
         """Drop what can be had again cheaply, then what has not been used for longest, until the budget holds."""
@@ -815,7 +813,9 @@ class Pyramid:
             if isinstance(oldest, _LoadedFrame):
                 self._held_bytes -= oldest.nbytes
                 del self._loaded[oldest.id]
-            elif oldest.batch:
+                continue
+            oldest.queue = None
+            if oldest.batch:
                 oldest.state = None
                 self._account(oldest)
             else:
@@ -841,6 +841,13 @@ class Pyramid:
                 f"got {pixels.shape} of {pixels.dtype.str}"
             )
         return kernels.read_only(pixels)
+
+
+def _unqueue(tile: _Tile) -> None:
+    """Do not count a tile among those that can be dropped."""
+    if tile.queue is not None:
+        del tile.queue[tile.address]
+        tile.queue = None
 
 
 def _half_of(child: _Tile) -> tuple[int, int]:
