@@ -279,6 +279,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "n_sent": 10,
         "received": RangeSet(range(10)),
         "placed": RangeSet(range(10)),
+        "outside_extent": RangeSet(),
         "by_status": (10, 0, 0, 0),
         "unplaced": {},
         "camera_dropped": None,
