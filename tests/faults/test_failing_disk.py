@@ -73,6 +73,7 @@ def test_acknowledged_frames_outlive_a_failing_disk(shimmed: Nursery, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_disk_that_refuses_for_a_while_needs_nobody(shimmed: Nursery, tmp_path: Path) -> None:
     """As if it was read-only: the daemon says so, stays, and goes on by itself when it can write again."""
     root, sent, run = tmp_path / "runs", pictures(20, N), new_run()
@@ -84,7 +85,7 @@ def test_a_disk_that_refuses_for_a_while_needs_nobody(shimmed: Nursery, tmp_path
 
     with endpoints() as ends:
         daemon = shimmed.daemon(
-            root, IMPATIENT | ends, disk=Disk(folder=str(root), first=60, last=85, errno=errno.EROFS)
+            root, IMPATIENT | ends, disk=Disk(folder=str(root), first=60, last=66, errno=errno.EROFS)
         )
         with (
             Publisher(
