@@ -82,7 +82,8 @@ class TestAtWork:
         assert (info.name, info.state) == ("simulated scan", "ended")
 
     def test_it_tells_how_it_goes_and_how_it_ended(self, finished: Demo) -> None:
-        lines = finished.said.splitlines()
+        # On a busy machine loading kernels takes as long as compiling them on another, and is spoken of.
+        lines = [line for line in finished.said.splitlines() if not line.startswith("Compiled in ")]
         assert "compiled" in lines[0]
         assert re.search(r"ingest\.ack tcp://127\.0\.0\.1:\d+, notify tcp://.*, query tcp://", lines[1])
         assert lines[2] == "tilecast demo: 3 × 4 frames of 96 × 120 px, 10 frames/s"
@@ -279,6 +280,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "n_sent": 10,
         "received": RangeSet(range(10)),
         "placed": RangeSet(range(10)),
+        "outside_extent": RangeSet(),
         "by_status": (10, 0, 0, 0),
         "unplaced": {},
         "camera_dropped": None,

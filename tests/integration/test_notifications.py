@@ -262,7 +262,9 @@ def test_a_planned_canvas_stays_and_frames_outside_are_warned_of_once(station: S
             n_warnings.append(len(warnings(station.watch, run)))
         publisher.end()
         publisher.flush()
-        station.watch.report(run)
+        report = station.watch.report(run)
+    assert [n for first, last in report["outside_extent"] for n in range(first, last + 1)] == [2, 3, 4]
+    assert report["n_outside_extent"] == 3
     # Tiles of 32, 4 x 4 of them: with a second level they are 2 x 2.
     assert canvases == [{"bounds": [-64, -64, 64, 64], "levels": 2, "fixed": True}] * len(corners)
     assert {message.epoch for message in placed} == {placed[0].epoch}
@@ -356,9 +358,11 @@ def test_the_daemon_tells_every_second_how_it_is_and_where_each_run_stands(stati
         run = publisher.start("beats", **CAMERA)
         send(publisher, sent, range(3), serpentine)
         rev = last_rev(station, run, 3)
+        own = station.client.hello()["instrument"]
         beat: DaemonHeartbeat = station.watch.until(
             lambda message: (
                 isinstance(message, DaemonHeartbeat)
+                and message.instrument == own
                 and any(row.run == run for row in message.runs)
                 and next(row.rev for row in message.runs if row.run == run) == rev
             ),
@@ -367,16 +371,21 @@ def test_the_daemon_tells_every_second_how_it_is_and_where_each_run_stands(stati
         info = station.client.run(run)
         [row] = [row for row in beat.runs if row.run == run]
         assert (row.epoch, row.rev) == (info["epoch"], info["rev"])
-        assert (beat.state, beat.stream, beat.instrument) == ("ready", "daemon", station.client.hello()["instrument"])
+        assert (beat.state, beat.stream, beat.instrument) == ("ready", "daemon", own)
         assert beat.topic == f"tc1/{beat.instrument}/daemon/hb"
         assert beat.wal_bytes is not None
         assert beat.wal_bytes == 0 or beat.wal_bytes > 32  # none, or one with a header
         assert beat.free_bytes is not None
         assert beat.free_bytes > 0
-        n = len([message for message in station.watch.heard if isinstance(message, DaemonHeartbeat)])
+        # Who follows the instrument of the run alone hears of it, too.
+        theirs: DaemonHeartbeat = station.watch.until(
+            lambda message: isinstance(message, DaemonHeartbeat) and message.instrument == "scope", "one of the scope"
+        )
+        assert (own != "scope", theirs.topic, theirs.state) == (True, "tc1/scope/daemon/hb", "ready")
+        n = len([one for one in station.watch.heard if isinstance(one, DaemonHeartbeat) and one.instrument == own])
         beats: list[DaemonHeartbeat] = []
         for message in station.watch.messages():
-            if isinstance(message, DaemonHeartbeat):
+            if isinstance(message, DaemonHeartbeat) and message.instrument == own:
                 beats.append(message)
                 if len(beats) == n + 2:
                     break

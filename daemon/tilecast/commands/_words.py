@@ -68,6 +68,11 @@ def describe_report(report: Mapping[str, Any]) -> str:
         rest.append(f"{_have(report['n_unplaced'])} no place ({why})")
     elif received:
         came += f" and {'is' if received == 1 else 'are'} in the mosaic"
+    if report.get("n_outside_extent"):  # reports of earlier versions have none
+        rest.append(
+            f"{_are(report['n_outside_extent'])} outside the extent that was planned "
+            f"({describe_ranges(report['outside_extent'])})"
+        )
     if report["n_missing"]:
         rest.append(f"{_are(report['n_missing'])} missing ({describe_ranges(report['missing'])})")
     if planned is not None and expected < planned:

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Final
 
-from tilecast.geometry import Placement, PlaneKey, place_centre
+from tilecast.geometry import Placement, PlaneKey, Rect, extent_rect, place_centre
 from tilecast_protocol.messages import End, Event, Heartbeat, Image, Stage, Start
 from tilecast_protocol.messages import RunState as WelcomeRun
 from tilecast_protocol.ranges import RangeSet
@@ -70,6 +70,8 @@ class LiveRun:
         Frames that are journalled.
     placed : RangeSet
         Those of them that have a place.
+    outside_extent : RangeSet
+        Those of them whose centre does not lie where `extent_um` of its start said.
     heard_ns : int
         When its publisher was last heard.
     report_due_ns : int or None
@@ -86,9 +88,12 @@ class LiveRun:
         self.counts = RunCounts.from_dict(record.counts)
         self.frames = GapWatch(settings.reorder_tolerance_ns)
         self.placed = RangeSet()
+        self.outside_extent = RangeSet()
         self.heard_ns = now_ns
         self.report_due_ns: int | None = None
         self._report_waits = False
+        extent_um = self.start.extent_um
+        self._extent = None if extent_um is None else extent_rect(extent_um, self.start.effective_affine)
         self._settings = settings
         self._recorded_phase = record.phase
         self._n_counted: int = record.counts.get("n_images", 0)
@@ -178,6 +183,7 @@ class LiveRun:
             n_sent=end.n_sent if end is not None else None,
             received=self.frames.seen,
             placed=self.placed,
+            outside_extent=self.outside_extent,
             by_status=(self._by_status[0], self._by_status[1], self._by_status[2], self._by_status[3]),
             unplaced=self.unplaced(),
             camera_dropped=end.n_camera_dropped if end is not None else None,
@@ -419,8 +425,12 @@ class LiveRun:
         self, frame: int, index: int, plane: PlaneKey, corner: tuple[int, int], source: str, t_recv_ns: int
     ) -> Place:
         self.placed.add(frame)
-        height, width = self.start.shape
-        return Place(self.run, Placement(frame, 0, plane, *corner, height, width, source, index), t_recv_ns)
+        (row, col), (height, width) = corner, self.start.shape
+        # By their centres: at its edges a scan is a few pixels beyond what was planned.
+        centre = Rect(row + height // 2, col + width // 2, row + height // 2 + 1, col + width // 2 + 1)
+        if self._extent is not None and not self._extent.contains(centre):
+            self.outside_extent.add(frame)
+        return Place(self.run, Placement(frame, 0, plane, row, col, height, width, source, index), t_recv_ns)
 
     def _report_soon(self, now_ns: int) -> None:
         """Issue a report at once, unless images wait for the stage message that comes next: then a little later."""

@@ -98,6 +98,7 @@ def make_report(
     n_sent: int | None,
     received: RangeSet,
     placed: RangeSet,
+    outside_extent: RangeSet,
     by_status: tuple[int, int, int, int],
     unplaced: Mapping[str, Ranges],
     camera_dropped: int | None,
@@ -119,6 +120,8 @@ def make_report(
         How many images `end` says were sent; None without an `end`.
     received, placed : RangeSet
         Frames that are journalled; those of them that have a place.
+    outside_extent : RangeSet
+        Those of them whose centre does not lie where `extent_um` of `start` said.
     by_status : four int
         Images of status 0 to 3.
     unplaced : mapping
@@ -164,6 +167,8 @@ def make_report(
         "by_status": dict(zip(STATUS_NAMES, by_status, strict=True)),
         "camera_dropped": camera_dropped,
         "placed": len(placed),
+        "n_outside_extent": len(outside_extent),
+        "outside_extent": [list(one) for one in outside_extent.ranges()],
         "n_unplaced": sum(n_in(ranges) for ranges in unplaced.values()),
         "unplaced": {why: [list(hole) for hole in ranges] for why, ranges in sorted(unplaced.items())},
         "joined": None if brackets is None or not brackets.n else _joined(brackets),

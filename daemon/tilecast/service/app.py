@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,7 @@ class Daemon:
             self._state = "stopping"
         log.info("stopping", queued=self._blend_queue.stats().depth)
         await loop.run_in_executor(None, self._drain)
-        self._notifier.announce(self._hb_message())
+        self._beat()
         self._notifier.flush()
         summarise_floods(final=True)
         log.info("stopped", uptime_s=round(time.time() - self._started_at))
@@ -297,7 +298,7 @@ class Daemon:
     async def _heartbeat(self) -> None:
         while True:
             self._rates.sample(time.monotonic(), self._counters())
-            self._notifier.announce(self._hb_message())
+            self._beat()
             self._plugins.watch()
             summarise_floods()
             self._have_mended()
@@ -325,15 +326,27 @@ class Daemon:
             "commits": self._committer.stats.n_commits,
         }
 
-    def _hb_message(self) -> DaemonHeartbeat:
-        return DaemonHeartbeat(
+    def _beat(self) -> None:
+        """Tell how the daemon is: under its own instrument with all runs, and under each run's with those of it.
+
+        Who follows one instrument hears nothing of another's topics.
+        """
+        revs = [RunRev(run, epoch, rev) for run, (epoch, rev) in self._committer.revs().items()]
+        by_instrument: dict[str, list[RunRev]] = {}
+        for one in revs:
+            loaded = self._ingester.run_loaded(one.run)
+            if loaded is not None:
+                by_instrument.setdefault(loaded.start.instrument, []).append(one)
+        by_instrument[self._config.instrument] = revs
+        beat = DaemonHeartbeat(
             instrument=self._config.instrument,
             t_ns=time.time_ns(),
             state=self._state,
-            runs=tuple(RunRev(run, epoch, rev) for run, (epoch, rev) in self._committer.revs().items()),
             wal_bytes=self._committer.wal_bytes(),
             free_bytes=self._disk.free_bytes,
         )
+        for instrument, runs in by_instrument.items():
+            self._notifier.announce(replace(beat, instrument=instrument, runs=tuple(runs)))
 
     # ---- what queries ask of the daemon (query_server.Operations) ----------------------------------------------------
 

@@ -22,6 +22,7 @@ def report_of(**changes: Any) -> dict[str, Any]:
         "n_sent": None,
         "received": RangeSet([0, 1, 4]),
         "placed": RangeSet([0]),
+        "outside_extent": RangeSet(),
         "by_status": (3, 0, 0, 0),
         "unplaced": {"stage-gap": [(1, 1), (4, 4)]},
         "camera_dropped": None,
