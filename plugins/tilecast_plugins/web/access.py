@@ -1,11 +1,11 @@
 """Who may ask, and how a refusal looks.
 
-* Without a token only this machine can connect (`settings` sees to that), and only under a name that means this machine:
-  a page somewhere else that makes its own name point here is refused.
+* Without a token only this machine can connect (`settings` sees to that), and only under a name that means this
+  machine: a page somewhere else that makes its own name point here is refused.
 * With a token every request needs it: ``Authorization: Bearer TOKEN``, the cookie that the page gets from
   ``?token=TOKEN``, or, for viewers that can neither, a path that begins with ``/t/TOKEN/``.
 * Pages of other origins may read where `cors` names them. They may never give orders.
-* Whatever goes wrong is told in one sentence, ``{"detail": …}``; what was not foreseen is in our log, not in the answer.
+* Whatever goes wrong is told in one sentence, ``{"detail": …}``; what was not foreseen is in our log only.
 
 `HEAD` is answered as `GET`; the server leaves the body out.
 """

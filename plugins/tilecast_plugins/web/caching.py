@@ -1,7 +1,7 @@
 """What browsers and viewers may keep: strong ETags, `no-cache`, and 304.
 
-`no-cache` lets a viewer keep a picture and makes it ask whether it still holds; the answer to that costs one look at the
-tile's rev. A strong ETag is made of everything the bytes depend on: run, plane, level, signed row and column, rev,
+`no-cache` lets a viewer keep a picture and makes it ask whether it still holds; the answer to that costs one look at
+the tile's rev. A strong ETag is made of everything the bytes depend on: run, plane, level, signed row and column, rev,
 epoch, and the settings in effect. The epoch also stands in every tile URL, for viewers that never ask.
 
 >>> etag("run", 3, (0, 0, 0), (0, -1, 4), 17, "jpg") == etag("run", 3, (0, 0, 0), (0, -1, 4), 18, "jpg")

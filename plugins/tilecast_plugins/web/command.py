@@ -22,7 +22,7 @@ _NEEDS_EXTRA = "`tilecast web` needs the extra `web`, which is not installed: pi
     "endpoints",
     nargs=2,
     metavar="NOTIFY QUERY",
-    help="The daemon's endpoints, as in tcp://127.0.0.1:5572 tcp://127.0.0.1:5573. Default: its options notify and query.",
+    help="The daemon's endpoints. Default: its options notify and query.",
 )
 @click.option("--remote", is_flag=True, help="Read runs through the daemon's query socket: it is on another machine.")
 @click.option(

@@ -62,7 +62,7 @@ def encode(picture: NDArray[np.uint8], fmt: str, quality: int = DEFAULT_QUALITY)
 
 
 def raw(pixels: NDArray[Any], coverage: NDArray[np.bool_] | None, *, with_mask: bool) -> bytes:
-    """Pixels row-major and little-endian; then, if asked for, a byte for each that says whether it is covered (1, 0)."""
+    """Pixels row-major and little-endian; then, if asked for, a byte for each: 1 where it is covered, else 0."""
     little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)
     data = np.ascontiguousarray(little).tobytes()
     if not with_mask:

@@ -26,7 +26,7 @@ class WantedLook(NamedTuple):
 
     lows: tuple[float | None, ...]
     highs: tuple[float | None, ...]
-    colors: tuple[Color | None, ...]
+    colors: tuple[Color, ...]
     gamma: float
     contrast: float
     brightness: float

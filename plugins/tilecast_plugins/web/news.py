@@ -1,7 +1,7 @@
 """What happens, as it happens: one thread listens to the daemon, any number of followers in the event loop hear of it.
 
-`Newsroom.follow` gives a queue of news. A follower that does not keep up loses news and is told so (`Lost`); it asks the
-store what it missed, as it does after any hole. Without a daemon nothing comes, and whoever follows looks at the store
+`Newsroom.follow` gives a queue of news. A follower that does not keep up loses news and is told so (`Lost`); it asks
+the store what it missed, as it does after any hole. Without a daemon nothing comes, and whoever follows looks there
 now and then.
 
 It does not know HTTP, nor what is done with the news.
@@ -167,7 +167,7 @@ class Newsroom:
 
 
 def _heartbeat(message: DaemonHeartbeat) -> Heartbeat:
-    return Heartbeat(message.state, tuple(tuple(one) for one in message.runs), message.free_bytes)
+    return Heartbeat(message.state, tuple((one.run, one.epoch, one.rev) for one in message.runs), message.free_bytes)
 
 
 def _news(update: TileUpdate | Resync | RunNotice) -> News:

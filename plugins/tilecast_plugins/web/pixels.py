@@ -1,8 +1,8 @@
 """From tiles to arrays: decoded tiles in a bounded cache, regions, values, profiles, histograms.
 
 Pixels and coverage are exactly those of the store; nothing is interpolated or scaled. Levels above the store's top one
-(DeepZoom goes down to one pixel) are reduced here as the daemon would reduce them. A decoded tile is kept under its run,
-epoch and rev, so what is in the cache is never wrong, only unused.
+(DeepZoom goes down to one pixel) are reduced here as the daemon would reduce them. A decoded tile is kept under its
+run, epoch and rev, so what is in the cache is never wrong, only unused.
 
 It does not know how pixels are shown, or where tiles come from. All functions block and may be called by any thread.
 """
@@ -51,7 +51,7 @@ class Region(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A point of a profile: where (pixel centre coordinates of level 0, rows before columns) and what; NaN uncovered."""
+    """A point of a profile: where, in level-0 pixel edges, and what; NaN where nothing is covered."""
 
     row: float
     col: float

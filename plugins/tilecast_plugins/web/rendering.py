@@ -1,4 +1,4 @@
-"""From values to a picture: window, contrast, gamma, inversion, colours and colour maps, channels mixed. Pure functions.
+"""From values to a picture: window, contrast, gamma, inversion, colours, colour maps, channels mixed. Pure functions.
 
 A value p becomes v = (p − lo)·contrast / (hi − lo) + 0.01·contrast·brightness, is cut to 0..1 and raised to 1/gamma;
 inverted it is 1 − v. One channel is then grey, a colour times v, or a colour map at v; several channels are colours
@@ -52,8 +52,8 @@ _MAPS: dict[str, list[tuple[float, float, float, float]]] = {
     "blue": [(0, 0, 0, 0), (1, 0, 0, 1)],
 }
 
-# Colours at 33 equally spaced points, linear between. matplotlib's (viridis, magma, inferno and cividis are CC0, turbo is
-# Apache-2.0), from which they are nowhere further than 1 %, cividis 2 %.
+# Colours at 33 equally spaced points, linear between. matplotlib's (viridis, magma, inferno and cividis are CC0, turbo
+# is Apache-2.0), from which they are nowhere further than 1 %, cividis 2 %.
 _SAMPLED_MAPS: dict[str, str] = {
     "viridis": (
         "440154470d6048186a482374472d7b4537814240863e49893b528b375b8d33638d2f6b8e2c728e297a8e26828e23898e21918c"
@@ -277,11 +277,13 @@ def _colored(values: NDArray[np.float32], channel: ChannelLook, look: Look) -> N
     if look.cmap is None:
         return values[..., None] * np.array(channel.color, np.float32)
     colors = MAPS[look.cmap]
-    return colors[np.minimum(values * np.float32(len(colors)), len(colors) - 1).astype(np.intp)]
+    colored: NDArray[np.float32] = colors[np.minimum(values * np.float32(len(colors)), len(colors) - 1).astype(np.intp)]
+    return colored
 
 
 def _to_bytes(values: NDArray[Any]) -> Picture:
-    return (np.clip(values, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    picture: Picture = (np.clip(values, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return picture
 
 
 def _map(points: Sequence[tuple[float, float, float, float]]) -> NDArray[np.float32]:

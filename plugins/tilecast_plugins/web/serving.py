@@ -103,6 +103,8 @@ def _work(settings: Settings, listener: socket.socket, on_ready: Callable[[], No
         lifespan="on",
     )
     server = _Server(config, on_ready)
+    # The server ends in good order, and then raises the signal again that told it to.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 

@@ -459,13 +459,14 @@ class RemoteSource(Source):
     def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
         answer = self._asked("placements", run=run, since=since, limit=limit)
         # The daemon's rows have the image's number in the journal before the rev.
-        return [PlacedFrame(*row[:10], row[11]) for row in answer["placements"]], bool(answer["more"])
+        placed = [PlacedFrame._make([*row[:10], row[11]]) for row in answer["placements"]]
+        return placed, bool(answer["more"])
 
     def unplaced(self, run: Run) -> dict[str, list[list[int]]]:
         live = self._asked("report", run=run.run)["report"] or {}
         return dict(live.get("unplaced") or {})
 
-    def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
+    def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:  # noqa: ARG002  (nobody can be asked)
         self.info(run)
         raise QueryError("unknown-command", "the log of a run is not told by the daemon; read it on its own machine")
 
