@@ -252,7 +252,7 @@ def _add_runs(api: APIRouter, gateway: Gateway) -> None:
     @api.get("/runs/{run}", summary="One run")
     async def run_info(run: RunId) -> JSONResponse:
         """Everything about a run: geometry, planes, levels, canvas, channels, windows, state, report."""
-        return JSONResponse(await gateway.work(lambda: details(gateway, gateway.source.info(run.lower()))))
+        return JSONResponse(await gateway.consult(lambda: details(gateway, gateway.source.info(run.lower()))))
 
     @api.get("/runs/{run}/changes", summary="What changed since a rev")
     async def changes(
@@ -278,12 +278,12 @@ def _add_runs(api: APIRouter, gateway: Gateway) -> None:
     @api.get("/runs/{run}/holes", summary="What is missing")
     async def holes(run: RunId) -> JSONResponse:
         """Frames that never came, were refused, or have no place, as ranges [first, last]."""
-        return JSONResponse(await gateway.work(lambda: _holes(gateway, gateway.source.info(run.lower()))))
+        return JSONResponse(await gateway.consult(lambda: _holes(gateway.source.report(run.lower()))))
 
     @api.get("/runs/{run}/report", summary="The run report")
     async def report(run: RunId) -> JSONResponse:
         """The run's report as it stands; `final` once the run has ended."""
-        return JSONResponse(_plain(await gateway.work(gateway.source.report, run.lower())))
+        return JSONResponse(_plain(await gateway.consult(gateway.source.report, run.lower())))
 
     @api.get("/runs/{run}/log", summary="The run's log")
     async def run_log(run: RunId, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JSONResponse:
@@ -293,7 +293,7 @@ def _add_runs(api: APIRouter, gateway: Gateway) -> None:
     @api.get("/status", summary="How the daemon does")
     async def status() -> JSONResponse:
         """Statistics and health from the daemon; `daemon` is null where there is none, with the reason in `error`."""
-        return JSONResponse(_plain(await gateway.work(daemon_status, gateway)))
+        return JSONResponse(_plain(await gateway.consult(daemon_status, gateway)))
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -325,6 +325,7 @@ def details(gateway: Gateway, run: Run) -> dict[str, Any]:
     """Everything about a run; blocking."""
     canvas = run.canvas
     planes = sorted(run.bboxes)
+    report = gateway.source.report(run.run)
     return summary(run) | {
         "planes": [{"t": p.t, "c": p.c, "z": p.z, "bbox": list(run.bboxes[p])} for p in planes],
         "n_times": run.n_times,
@@ -339,19 +340,18 @@ def details(gateway: Gateway, run: Run) -> dict[str, Any]:
         "blend": run.settings.get("blend"),
         "start": _plain(run.start),
         "nbytes": gateway.source.nbytes(run.run),
-        "report": _plain(run.report),
-        "revision": run.revision,
-        "holes": _holes(gateway, run),
+        "report": _plain(report["report"]),
+        "revision": report["revision"],
+        "holes": _holes(report),
     }
 
 
-def _holes(gateway: Gateway, run: Run) -> dict[str, Any]:
+def _holes(report: dict[str, Any]) -> dict[str, Any]:
     """What a run lacks, from its report as it stands."""
-    report = gateway.source.report(run.run)
     found = report["report"] or {}
     return {
         "missing": _plain(found.get("missing") or []),
-        "unplaced": _plain(gateway.source.unplaced(run)),
+        "unplaced": _plain(found.get("unplaced") or {}),
         "final": bool(report["final"]),
     }
 
@@ -682,7 +682,7 @@ def _add_orders(api: APIRouter, gateway: Gateway) -> None:
 
 async def _order(gateway: Gateway, cmd: str, run: str, **arguments: Any) -> JSONResponse:
     """Hand an order to the daemon."""
-    await gateway.work(gateway.source.info, run.lower())  # 404 for what is not there, also without a daemon
-    await gateway.work(gateway.source.ask, cmd, run=run.lower(), **arguments)
+    await gateway.consult(gateway.source.info, run.lower())  # 404 for what is not there, also without a daemon
+    await gateway.consult(gateway.source.ask, cmd, run=run.lower(), **arguments)
     gateway.forget(run.lower())
     return JSONResponse({"run": run.lower()})

@@ -22,11 +22,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        gateway.news.start()
+        gateway.start()
         try:
             yield
         finally:
-            gateway.close()
+            await gateway.close()
 
     app = FastAPI(
         title="tilecast",

@@ -10,7 +10,7 @@ again says by itself (`Last-Event-ID`) where it stands. Without `run`, commits o
 | `commit` | {run, epoch, rev, tiles, gone, t_recv_ns, t_commit_ns, healed}; tiles are [t, c, z, level, row, col] |
 | `resync` | {run, epoch, rev}: drop what you have of this run, and begin anew |
 | `frame` | {run, rev, frame, plane: [t, c, z], rect: [row0, col0, row1, col1]}: newest last, after its commit |
-| `stage` | {run, x_um, y_um, z_um, source}: where the stage is, as `stage` messages or the newest frame say |
+| `stage` | {x_um, y_um, z_um, source}: where the stage is, as it says (`stage`) or the newest frame does (`frame`) |
 | `gap`, `report`, `warning`, … | {run, kind, detail}: notices of PROTOCOL section 3 |
 | `run` | {run, kind, detail}: started, idle, ended, sealed, deleted, renamed |
 | `heartbeat` | {state, runs, free_bytes, heard_s}: every second; `heard_s` is how long the daemon has been silent |
@@ -19,6 +19,7 @@ again says by itself (`Last-Event-ID`) where it stands. Without `run`, commits o
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
@@ -28,8 +29,8 @@ from starlette.responses import Response, StreamingResponse
 
 from tilecast_plugins.web.access import problem
 from tilecast_plugins.web.gateway import Gateway
-from tilecast_plugins.web.news import Committed, Heartbeat, Lost, Moved, News, Notice
-from tilecast_plugins.web.sources import PlacedFrame, UnknownRunError
+from tilecast_plugins.web.news import Committed, Ended, Heartbeat, Lost, Moved, News, Notice, StageAt
+from tilecast_plugins.web.sources import PlacedFrame, Run, UnknownRunError
 
 _BEAT_S: Final = 1.0
 _NEWEST_FRAMES: Final = 32  # named after one commit
@@ -68,7 +69,7 @@ def router(gateway: Gateway) -> APIRouter:
             run = run.lower()
             found = await gateway.work(gateway.source.info, run)  # 404 before the stream begins
             known_epoch = found.epoch if epoch is None else epoch
-            stream = _Follower(gateway, run, known_epoch, found.rev if since is None else since).stream()
+            stream = _Follower(gateway, found, known_epoch, found.rev if since is None else since).stream()
         return StreamingResponse(
             stream,
             media_type="text/event-stream",
@@ -90,6 +91,10 @@ async def _everything(gateway: Gateway) -> AsyncIterator[str]:
                 yield _event("resync", {"run": news.run, "epoch": news.epoch, "rev": news.rev})
             elif isinstance(news, Notice):
                 yield _notice(news)
+            elif isinstance(news, StageAt):
+                yield _stage(news)
+            elif isinstance(news, Ended):
+                return
             elif not isinstance(news, Lost):
                 yield _heartbeat(gateway)
 
@@ -97,9 +102,10 @@ async def _everything(gateway: Gateway) -> AsyncIterator[str]:
 class _Follower:
     """One stream of one run: where it stands, and what it says next."""
 
-    def __init__(self, gateway: Gateway, run: str, epoch: int, rev: int) -> None:
+    def __init__(self, gateway: Gateway, run: Run, epoch: int, rev: int) -> None:
         self._gateway = gateway
-        self._run = run
+        self._run = run.run
+        self._instrument = run.instrument
         self._epoch = epoch
         self._rev = rev
 
@@ -113,6 +119,8 @@ class _Follower:
                     yield event
                 while True:
                     news = await _next(queue)
+                    if isinstance(news, Ended):
+                        return
                     async for event in self._tell(news):
                         yield event
             except UnknownRunError:
@@ -134,6 +142,8 @@ class _Follower:
                     yield event
             case Notice(run=self._run):
                 yield _notice(news)
+            case StageAt(instrument=self._instrument):
+                yield _stage(news)
             case Heartbeat() | None:
                 # Also finds what nobody announced, such as a run that another program rebuilt.
                 async for event in self._heal():
@@ -213,6 +223,10 @@ def _commit(news: Committed, *, healed: bool) -> str:
 def _notice(news: Notice) -> str:
     name = "run" if news.kind in _RUN_KINDS else news.kind
     return _event(name, {"run": news.run, "kind": news.kind, "detail": news.detail})
+
+
+def _stage(news: StageAt) -> str:
+    return _event("stage", {**dataclasses.asdict(news), "source": "stage"})
 
 
 def _frame(placed: PlacedFrame, run: str) -> dict[str, Any]:

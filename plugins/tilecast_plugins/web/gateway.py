@@ -11,6 +11,7 @@ changed; so a tile under an old epoch may be served for that long, with the old 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -25,14 +26,18 @@ from starlette.responses import Response
 
 from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level
 from tilecast_plugins.web import caching, encoding, rendering
-from tilecast_plugins.web.news import Committed, Moved, News, Newsroom, Notice
+from tilecast_plugins.web.news import Committed, Moved, News, Newsroom, Notice, StageAt
 from tilecast_plugins.web.pixels import Pixels, Tile, percentile_window
 from tilecast_plugins.web.rendering import ChannelLook, Look
 from tilecast_plugins.web.settings import Settings
 from tilecast_plugins.web.sources import LocalSource, RemoteSource, Run, Source
+from tilecast_protocol.errors import QueryError
 
 INFO_S: Final = 0.25
 """How long a run's metadata are remembered."""
+
+STAGE_S: Final = 0.25
+"""How often the daemon is asked where its stages are, while a page follows."""
 
 _KEPT_RUNS: Final = 256
 _KEPT_WINDOWS: Final = 1024
@@ -75,6 +80,8 @@ class Gateway:
         self.pixels = Pixels(self.source, settings.cache_nbytes)
         self.news = Newsroom(settings.notify, on_news=self._heard)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="tilecast-web")
+        self._asking_pool = ThreadPoolExecutor(2, thread_name_prefix="tilecast-web-ask")
+        self._stage_task: asyncio.Task[None] | None = None
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, tuple[float, Run]] = OrderedDict()
         self._windows: OrderedDict[tuple[Any, ...], tuple[float, float]] = OrderedDict()
@@ -84,11 +91,39 @@ class Gateway:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
 
-    def close(self) -> None:
+    async def consult(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that may have to wait for the daemon, in threads apart: tiles do not wait for it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._asking_pool, lambda: function(*args, **kwargs))
+
+    def start(self) -> None:
+        """Begin to follow the daemon; in the event loop."""
+        self.news.start()
+        if self.settings.query is not None:
+            self._stage_task = asyncio.get_running_loop().create_task(self._watch_stage())
+
+    async def close(self) -> None:
         """Let go of everything."""
+        if self._stage_task is not None:
+            self._stage_task.cancel()
         self.news.stop()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._asking_pool):
+            pool.shutdown(wait=True, cancel_futures=True)
         self.source.close()
+
+    async def _watch_stage(self) -> None:
+        """While somebody looks, ask where the stages are, and tell it if one has moved."""
+        known: dict[tuple[str, str], StageAt] = {}
+        while True:
+            await asyncio.sleep(STAGE_S)
+            if not self.news.n_followers:
+                continue
+            with contextlib.suppress(QueryError, ConnectionError):
+                stats = (await self.consult(self.source.ask, "stats"))["stats"]
+                for stage in map(_stage_at, stats["ingest"].get("stages", ())):
+                    if known.get((stage.instrument, stage.stream)) != stage:
+                        known[stage.instrument, stage.stream] = stage
+                        self.news.tell(stage)
 
     # ---- runs: blocking, for functions that run in the pool --------------------------------------------------------
 
@@ -309,6 +344,12 @@ def picture_answer(body: bytes, fmt: str, tag: str) -> Response:
     return Response(
         body, headers={"Content-Type": encoding.CONTENT_TYPES[fmt], "ETag": tag, "Cache-Control": caching.CACHE_CONTROL}
     )
+
+
+def _stage_at(said: dict[str, Any]) -> StageAt:
+    x_um, y_um, *z_um = said["pos_um"]
+    moving, t_ns = said["moving"], said["t_ns"]
+    return StageAt(said["instrument"], said["stream"], x_um, y_um, z_um[0] if z_um else None, moving, t_ns)
 
 
 def _source(settings: Settings) -> Source:

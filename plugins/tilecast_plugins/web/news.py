@@ -69,11 +69,29 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class StageAt:
+    """Where a stage is, as it said last; `t_ns` is when it read that, UTC."""
+
+    instrument: str
+    stream: str
+    x_um: float
+    y_um: float
+    z_um: float | None
+    moving: bool | None
+    t_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """News were lost between the last and the next."""
 
 
-News: TypeAlias = Committed | Moved | Notice | Heartbeat | Lost
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The gateway stops: nothing more will come."""
+
+
+News: TypeAlias = Committed | Moved | Notice | Heartbeat | StageAt | Lost | Ended
 
 
 class Newsroom:
@@ -108,6 +126,10 @@ class Newsroom:
         if self._notify is not None:
             self._thread = threading.Thread(target=self._listen, name="tilecast-web-news", daemon=True)
             self._thread.start()
+
+    def end(self) -> None:
+        """Tell all followers that nothing more comes; in the event loop."""
+        self.tell(Ended())
 
     def stop(self) -> None:
         """Stop listening."""

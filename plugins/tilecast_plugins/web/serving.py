@@ -20,6 +20,7 @@ import uvicorn
 
 from tilecast_plugins.web import encoding, rendering
 from tilecast_plugins.web.app import create_app
+from tilecast_plugins.web.gateway import Gateway
 from tilecast_plugins.web.settings import Settings
 from tilecast_protocol import pzf
 
@@ -92,8 +93,9 @@ def _worker(settings: Settings, listener: socket.socket, ready: Any) -> None:
 def _work(settings: Settings, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     warm_up()
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         log_level="warning",
         access_log=False,  # it would hold tokens
         backlog=_BACKLOG,
@@ -102,7 +104,7 @@ def _work(settings: Settings, listener: socket.socket, on_ready: Callable[[], No
         timeout_graceful_shutdown=_GRACE_S,
         lifespan="on",
     )
-    server = _Server(config, on_ready)
+    server = _Server(config, app.state.gateway, on_ready)
     # The server ends in good order, and then raises the signal again that told it to.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     with contextlib.suppress(KeyboardInterrupt):
@@ -110,16 +112,21 @@ def _work(settings: Settings, listener: socket.socket, on_ready: Callable[[], No
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers, and ends streams of events before it waits for the last answers."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self._gateway = gateway
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.news.end()
+        await super().shutdown(sockets)
 
 
 def warm_up() -> None:

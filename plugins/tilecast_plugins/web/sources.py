@@ -17,11 +17,12 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -41,10 +42,15 @@ from tilecast.reading import (
     union_of,
 )
 from tilecast_protocol.client import Client
-from tilecast_protocol.errors import QueryError
+from tilecast_protocol.errors import DisconnectedError, QueryError
+from tilecast_protocol.queries import COMMANDS, Reply
 
 PAGE = 4000
 """Most tiles or frames that one answer names."""
+
+_ASK_S: Final = 3.0  # how long a question to the daemon may take
+_ORDER_S: Final = 60.0
+_SILENT_S: Final = 5.0  # how long a daemon that did not answer is left alone
 
 
 class UnknownRunError(LookupError):
@@ -252,18 +258,15 @@ class Source(abc.ABC):
         """Frames placed after a rev, oldest change first, and whether there are more."""
 
     @abc.abstractmethod
-    def unplaced(self, run: Run) -> dict[str, list[list[int]]]:
-        """Frames without a place, as ranges [first, last] by the reason."""
-
-    @abc.abstractmethod
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
         """The run's log, oldest first, the last `limit` entries: {number, t_ns, name, detail}."""
 
     def report(self, run: str) -> dict[str, Any]:
-        """The run's report as it stands: {report, revision, final}; live where the daemon can be asked."""
-        with contextlib.suppress(NoDaemonError, QueryError, ConnectionError):
-            return self.ask("report", run=run)
+        """The run's report as it stands: {report, revision, final}; of an open run live, if the daemon can be asked."""
         info = self.info(run)
+        if info.state == "open":
+            with contextlib.suppress(NoDaemonError, QueryError, ConnectionError):
+                return self.ask("report", run=run)
         return {"report": info.report, "revision": info.revision, "final": info.report is not None}
 
     def ask(self, cmd: str, **arguments: Any) -> dict[str, Any]:
@@ -273,7 +276,7 @@ class Source(abc.ABC):
         ------
         NoDaemonError, QueryError, DisconnectedError
         """
-        header = self._clients.mine().ask(cmd, **arguments).header
+        header = self._clients.ask(cmd, **arguments).header
         return {key: value for key, value in header.items() if key not in ("v", "id", "ok")}
 
     def close(self) -> None:
@@ -355,13 +358,6 @@ class LocalSource(Source):
         ]
         return placed, len(rows) > limit
 
-    def unplaced(self, run: Run) -> dict[str, list[list[int]]]:
-        # Which of an open run's frames wait for a position only the daemon knows.
-        with contextlib.suppress(NoDaemonError, QueryError, ConnectionError):
-            live = self.ask("report", run=run.run)["report"] or {}
-            return dict(live.get("unplaced") or {})
-        return dict((run.report or {}).get("unplaced") or {})
-
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
         with self._reading(run) as reader:
             rows = list(reader.events())[-limit:]
@@ -402,7 +398,7 @@ class RemoteSource(Source):
 
     def runs(self) -> list[Run | UnreadableRun]:
         found: list[Run | UnreadableRun] = []
-        for row in self._clients.mine().runs():
+        for row in self.ask("runs")["runs"]:
             if "epoch" not in row:
                 found.append(UnreadableRun(row["run"], str(row.get("state")), str(row.get("error", ""))))
             else:
@@ -433,9 +429,7 @@ class RemoteSource(Source):
 
     def tile(self, run: Run, plane: PlaneKey, key: TileKey) -> Blob | None:
         with _known(run.run):
-            reply = self._clients.mine().ask(
-                "tile", run=run.run, tcz=tuple(plane), level=key.level, row=key.row, col=key.col
-            )
+            reply = self._clients.ask("tile", run=run.run, tcz=tuple(plane), level=key.level, row=key.row, col=key.col)
         if reply.header.get("absent"):
             return None
         bits = None if reply.header["coverage"] == "full" else bytes(reply.payload[1])
@@ -462,10 +456,6 @@ class RemoteSource(Source):
         placed = [PlacedFrame._make([*row[:10], row[11]]) for row in answer["placements"]]
         return placed, bool(answer["more"])
 
-    def unplaced(self, run: Run) -> dict[str, list[list[int]]]:
-        live = self._asked("report", run=run.run)["report"] or {}
-        return dict(live.get("unplaced") or {})
-
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:  # noqa: ARG002  (nobody can be asked)
         self.info(run)
         raise QueryError("unknown-command", "the log of a run is not told by the daemon; read it on its own machine")
@@ -487,25 +477,37 @@ def _known(run: str) -> Iterator[None]:
 
 
 class _Clients:
-    """A client of the query socket for each thread, since a client belongs to one."""
+    """A client of the query socket for each thread, since a client belongs to one.
 
-    def __init__(self, query: str | None, timeout_s: float = 10.0) -> None:
+    A daemon that did not answer is not asked again for some seconds: threads that wait for it would be missing where
+    tiles are made.
+    """
+
+    def __init__(self, query: str | None) -> None:
         self._query = query
-        self._timeout_s = timeout_s
         self._local = threading.local()
         self._lock = threading.Lock()
         self._all: list[Client] = []
+        self._silent_until_s = 0.0
 
-    def mine(self) -> Client:
-        """The calling thread's."""
+    def ask(self, cmd: str, **arguments: Any) -> Reply:
+        """Ask through the calling thread's client."""
         if self._query is None:
             raise NoDaemonError("this needs the daemon: start the gateway with the address of its query socket")
+        if time.monotonic() < self._silent_until_s:
+            raise DisconnectedError(f"the tilecast daemon at {self._query} did not answer a moment ago; is it running?")
         client: Client | None = getattr(self._local, "client", None)
         if client is None:
-            client = self._local.client = Client(None, self._query, timeout_s=self._timeout_s)
+            client = self._local.client = Client(None, self._query)
             with self._lock:
                 self._all.append(client)
-        return client
+        is_order = cmd in COMMANDS and COMMANDS[cmd].operator
+        try:
+            return client.ask(cmd, timeout_s=_ORDER_S if is_order else _ASK_S, **arguments)
+        except DisconnectedError:
+            if not is_order:
+                self._silent_until_s = time.monotonic() + _SILENT_S
+            raise
 
     def close(self) -> None:
         with self._lock:
