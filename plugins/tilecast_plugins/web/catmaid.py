@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tilecast.reading import PlaneKey
 from tilecast_plugins.web import caching, encoding, rendering
 from tilecast_plugins.web.canvas_view import CanvasView, above_top
-from tilecast_plugins.web.documents import json_document
+from tilecast_plugins.web.documents import IfNoneMatch, json_document
 from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, picture_answer
 from tilecast_plugins.web.rendering import ChannelLook, Look
 
@@ -358,10 +358,9 @@ def _number(name: str, text: str) -> float | None:
 def router(gateway: Gateway) -> APIRouter:
     """The endpoints."""
     routes = APIRouter(prefix="/catmaid", include_in_schema=False)
-    tag = Annotated[str | None, Header()]
 
     @routes.get("/{pid}/stacks")
-    async def stacks(pid: str, if_none_match: tag = None) -> Response:
+    async def stacks(pid: str, if_none_match: IfNoneMatch = None) -> Response:
         def answer() -> Response:
             view = CanvasView.of(gateway.run(pid))
             n_times, n_channels, _ = view.shape
@@ -385,7 +384,7 @@ def router(gateway: Gateway) -> APIRouter:
         ext: str = "png",
         min: Annotated[float | None, Query(allow_inf_nan=False, ge=-1e37, le=1e37)] = None,  # noqa: A002
         max: Annotated[float | None, Query(allow_inf_nan=False, ge=-1e37, le=1e37)] = None,  # noqa: A002
-        if_none_match: tag = None,
+        if_none_match: IfNoneMatch = None,
     ) -> Response:
         root = str(request.base_url).rstrip("/")
 
@@ -405,7 +404,7 @@ def router(gateway: Gateway) -> APIRouter:
         return await gateway.work(answer)
 
     @routes.get("/{pid}/stack/{sid}/tile")
-    async def tile_through_catmaid(request: Request, pid: str, sid: str, if_none_match: tag = None) -> Response:
+    async def tile_through_catmaid(request: Request, pid: str, sid: str, if_none_match: IfNoneMatch = None) -> Response:
         values = dict(request.query_params)
 
         def answer() -> Response:
@@ -428,7 +427,7 @@ def router(gateway: Gateway) -> APIRouter:
         window: str,
         source_type: int,
         path: str,
-        if_none_match: tag = None,
+        if_none_match: IfNoneMatch = None,
     ) -> Response:
         values = dict(request.query_params)
 

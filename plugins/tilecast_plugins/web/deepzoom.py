@@ -16,19 +16,16 @@ OpenSeadragon would not ask for them again.
 from __future__ import annotations
 
 import re
-from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tilecast_plugins.web import caching, encoding, rendering
 from tilecast_plugins.web.canvas_view import CanvasView, above_top
-from tilecast_plugins.web.documents import document
+from tilecast_plugins.web.documents import IfNoneMatch, document
 from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, picture_answer
 from tilecast_plugins.web.looks import MAX_CHANNELS, wanted_look
-
-IfNoneMatch = Annotated[str | None, Header()]
 
 
 def top_level(width: int, height: int) -> int:

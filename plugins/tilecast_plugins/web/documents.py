@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Header
 from starlette.responses import Response
 
 from tilecast_plugins.web import caching
+
+#: A parameter of an endpoint.
+IfNoneMatch = Annotated[str | None, Header()]
 
 
 def document(body: bytes, content_type: str, if_none_match: str | None = None) -> Response:

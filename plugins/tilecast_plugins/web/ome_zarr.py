@@ -22,15 +22,15 @@ pixel's step along each axis, positions are the mosaic's own (unrotated), and th
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from tilecast_plugins.web import caching
 from tilecast_plugins.web.canvas_view import CanvasView
-from tilecast_plugins.web.documents import json_document
+from tilecast_plugins.web.documents import IfNoneMatch, json_document
 from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError
 
 VERSIONS = ("0.4", "0.5")
@@ -180,9 +180,7 @@ def router(gateway: Gateway) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/zarr/{version}/{run}/{epoch}.zarr/{path:path}")
-    async def anything(
-        version: str, run: str, epoch: int, path: str, if_none_match: Annotated[str | None, Header()] = None
-    ) -> Response:
+    async def anything(version: str, run: str, epoch: int, path: str, if_none_match: IfNoneMatch = None) -> Response:
         return await gateway.work(answer, gateway, version, run, epoch, path, if_none_match)
 
     return routes
