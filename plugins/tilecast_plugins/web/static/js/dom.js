@@ -107,8 +107,14 @@ export function fitCanvas(canvas) {
   return { context, width, height };
 }
 
+const colors = new Map();
+
 /** A colour of the theme. */
-export const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+export function color(name) {
+  const key = `${document.documentElement.dataset.theme} ${name}`;
+  if (!colors.has(key)) colors.set(key, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
+  return colors.get(key);
+}
 
 /** At most one call in so many milliseconds; the last one is never lost. */
 export function throttle(ms, call) {

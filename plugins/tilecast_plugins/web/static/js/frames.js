@@ -38,7 +38,7 @@ export class Frames {
   /** A frame was placed a moment ago. */
   add({ frame, rect, plane }) {
     this.placed.set(frame, { rect, plane });
-    this.last = { frame, rect, plane, shownAt: performance.now() };
+    this.last = { frame, rect, plane };
     if (this.placed.size > MOST) this.placed.delete(this.placed.keys().next().value);
     this.refreshHoles();
   }

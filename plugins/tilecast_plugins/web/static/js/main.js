@@ -28,7 +28,11 @@ const THEMES = ['dark', 'night', 'light'];
 const OLD_MS = 5000; // without news for so long, what is seen may be old
 
 const api = new Api();
-const state = { run: null, t: 0, z: 0, follow: false, stage: null, hover: null, draft: null, live: 'connecting', asked: 0 };
+const state = {
+  run: null, t: 0, z: 0, follow: false, stage: null, hover: null, draft: null, live: 'connecting', asked: 0,
+  newest: false, // the newest run is shown, and will be when there is a newer one
+  known: new Set(), // runs that have been looked at for that
+};
 const tiles = new Tiles(api, () => mosaic.redraw());
 const looks = new Looks();
 const marks = new Marks();
@@ -87,6 +91,7 @@ const tools = new Tools(mosaic, {
     showCursor();
   },
   touched: (dragged) => {
+    state.whole = false;
     // Whoever moves the map wants to look at something else than the stage.
     if (dragged && state.follow) follow(false);
   },
@@ -106,6 +111,7 @@ const events = new Events(api, {
   heartbeat: (beat) => {
     state.beat = { ...beat, at: performance.now() };
     showLive();
+    if (state.newest && state.run.state !== 'open') lookForNewer(beat.runs ?? []);
   },
   state: (live) => {
     state.live = live;
@@ -145,12 +151,16 @@ async function open(id, wanted = {}) {
     mosaic.setScale(wanted.scale, wanted.row, wanted.col, true);
     mosaic.panTo(wanted.row, wanted.col, true);
     state.fitted = true;
+    state.whole = false;
   } else fit(true);
   follow(Boolean(wanted.follow));
   planes.update(run.nT, run.nZ, state);
   head();
   facts();
-  runs.load().catch(() => {});
+  runs.load().then(([newest]) => {
+    state.newest = newest?.run === run.run;
+  }, () => {});
+  state.known = new Set([run.run]);
   events.follow(() => ({ run: state.run.run, epoch: state.run.epoch, rev: state.run.rev }));
   frames.open(run).then(() => {
     if (state.run !== run) return;
@@ -158,6 +168,14 @@ async function open(id, wanted = {}) {
     facts();
     overlays();
   }, () => {});
+}
+
+/** The run that is shown is over: when another one begins, a page that shows the newest goes on with it. */
+async function lookForNewer(loaded) {
+  if (loaded.every(([id]) => state.known.has(id))) return;
+  for (const [id] of loaded) state.known.add(id);
+  const [newest] = (await runs.load()).filter(({ error }) => !error);
+  if (newest?.state === 'open' && newest.run !== state.run.run) await open(newest.run);
 }
 
 /** What is to be seen as a whole: what is planned, or else what there is. */
@@ -168,7 +186,13 @@ function fit(immediately = false) {
   if (!rect) return;
   mosaic.fit(rect, { immediately });
   state.fitted = true;
+  state.whole = true;
 }
+
+/** The window or the mosaic grew: whoever looked at all of it wants to go on doing so. */
+const stayWhole = throttle(200, () => {
+  if (state.whole) fit(true);
+});
 
 function showPlane() {
   tiles.setView({ t: state.t, z: state.z, channels: looks.visible });
@@ -202,6 +226,7 @@ const refreshInfo = throttle(500, async () => {
   head();
   facts();
   if (!state.fitted) fit(true);
+  else if (!run.planned) stayWhole();
   overlays();
 });
 
@@ -276,7 +301,10 @@ function onRunNotice({ run, kind }) {
 function follow(on) {
   state.follow = on;
   $('tool-follow').setAttribute('aria-pressed', String(on));
-  if (on) followStage();
+  if (on) {
+    state.whole = false;
+    followStage();
+  }
   keepLink();
 }
 
@@ -313,7 +341,7 @@ function overlays() {
     overlayDue = false;
     const now = scene();
     drawUnderlay($('underlay'), now);
-    if (drawOverlay($('overlay'), now)) overlays();
+    drawOverlay($('overlay'), now);
   });
 }
 
@@ -421,6 +449,7 @@ function marked(mark) {
 function goTo(mark) {
   const corners = pixelsOf(mark, state.run.affine);
   follow(false);
+  state.whole = false;
   if (mark.kind === 'point') mosaic.panTo(...corners[0]);
   else {
     const [[r0, c0], [r1, c1]] = corners;
@@ -463,6 +492,11 @@ function nextTheme() {
   toast({ dark: 'Dark', night: 'Red on black, for eyes used to the dark', light: 'Light' }[theme], 2);
 }
 
+function zoom(factor) {
+  state.whole = false;
+  mosaic.zoomBy(factor);
+}
+
 function togglePanel() {
   $('panel').hidden = !$('panel').hidden;
 }
@@ -475,13 +509,17 @@ const shortcuts = [
   [['ArrowLeft', 'ArrowRight', 'ArrowUp', 'ArrowDown'], 'Move', ({ key, shiftKey }) => {
     const by = shiftKey ? 0.5 : 0.12;
     follow(false);
+    state.whole = false;
     mosaic.panBy(by * ((key === 'ArrowRight') - (key === 'ArrowLeft')), by * ((key === 'ArrowDown') - (key === 'ArrowUp')));
   }],
-  [['+', '='], 'Nearer', () => mosaic.zoomBy(1.5)],
-  [['-', '_'], 'Farther', () => mosaic.zoomBy(1 / 1.5)],
+  [['+', '='], 'Nearer', () => zoom(1.5)],
+  [['-', '_'], 'Farther', () => zoom(1 / 1.5)],
   [['0', 'Home'], 'Show everything', () => fit()],
   [['f'], 'Follow the stage', () => follow(!state.follow)],
-  [['\\'], 'One camera pixel per screen pixel', () => mosaic.setScale(1 / (window.devicePixelRatio || 1))],
+  [['\\'], 'One camera pixel per screen pixel', () => {
+    state.whole = false;
+    mosaic.setScale(1 / (window.devicePixelRatio || 1));
+  }],
   [['a'], 'Auto contrast', () => contrast.toggleAuto()],
   [['i'], 'Invert', () => looks.set(looks.selected, { invert: !looks.list[looks.selected].invert })],
   [['p'], 'Mark points', () => tools.choose('point')],
@@ -550,7 +588,10 @@ looks.addEventListener('change', () => {
 });
 marks.addEventListener('change', () => overlays());
 installKeys(shortcuts);
-new ResizeObserver(() => overlays()).observe($('view'));
+new ResizeObserver(() => {
+  overlays();
+  stayWhole();
+}).observe($('view'));
 window.addEventListener('hashchange', () => {
   const wanted = fromHash(location.hash);
   if (wanted.run) open(wanted.run, wanted);

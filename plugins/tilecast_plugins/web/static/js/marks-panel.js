@@ -46,7 +46,7 @@ export function marksPanel(marks, { run, goTo }) {
     return h(
       'li',
       { 'data-mark': mark.id },
-      h('b', { title: 'Show it', onclick: () => goTo(mark) }, mark.kind === 'point' ? '⌖' : '▭'),
+      h('b', { title: 'Show it', onclick: () => goTo(mark) }, icon(mark.kind === 'point' ? 'M8 2v4M8 10v4M2 8h4M10 8h4M8 8v.01' : 'M2.5 4.5h11v7h-11z')),
       h('input', {
         type: 'text',
         value: mark.name,

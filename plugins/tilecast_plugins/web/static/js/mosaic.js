@@ -93,26 +93,30 @@ function makeDrawerClass(scene) {
     draw(tiledImages) {
       const size = this._calculateCanvasSize();
       const { canvas, context } = this;
-      const wanted = tiledImages.flatMap((image) => image.getTilesToDraw());
-      // Painted first and shown in one go, so that no moment is without pixels.
-      const ready = [];
-      for (const { tile: osdTile } of wanted) {
-        const tile = this.getDataToDraw(osdTile);
-        if (!tile) continue;
-        scene.tiles.touch(tile);
-        ready.push([tile, scene.paintTile(tile)]);
-      }
-      if (canvas.width !== size.x || canvas.height !== size.y) {
-        canvas.width = size.x;
-        canvas.height = size.y;
-      } else {
-        context.clearRect(0, 0, size.x, size.y);
-      }
       const bounds = this.viewport.getBoundsNoRotate(true);
       const scale = size.x / bounds.width;
       const tileSize = scene.tiles.info.tileSize;
+      // Painted first and shown in one go, so that no moment is without pixels.
+      const ready = [];
+      for (const { tile: osdTile } of tiledImages.flatMap((image) => image.getTilesToDraw())) {
+        const tile = this.getDataToDraw(osdTile);
+        if (!tile) continue;
+        scene.tiles.touch(tile);
+        ready.push({ tile, picture: scene.paintTile(tile), stamp: `${tile.key} ${tile.painted}` });
+      }
+      // While the view stands still and no level lies over another, only what changed is drawn again.
+      const place = `${bounds.x} ${bounds.y} ${scale} ${size.x} ${size.y} ${scene.tiles.generation}`;
+      const flat = ready.every(({ tile }) => tile.level === ready[0].tile.level);
+      const keep = flat && this.shown?.flat && this.shown.place === place && covers(ready, this.shown.stamps);
+      if (!keep) {
+        if (canvas.width !== size.x || canvas.height !== size.y) {
+          canvas.width = size.x;
+          canvas.height = size.y;
+        } else context.clearRect(0, 0, size.x, size.y);
+      }
       // Edges are computed from the same numbers for both neighbours, and are whole pixels: no seams.
-      for (const [tile, picture] of ready) {
+      for (const { tile, picture, stamp } of ready) {
+        if (keep && this.shown.stamps.get(tile.key) === stamp) continue;
         const side = tileSize * 2 ** tile.level;
         const x0 = Math.round((tile.col * side - bounds.x) * scale);
         const y0 = Math.round((tile.row * side - bounds.y) * scale);
@@ -122,12 +126,20 @@ function makeDrawerClass(scene) {
         if (!picture) continue;
         const magnified = (x1 - x0) / tileSize;
         context.imageSmoothingEnabled = magnified < 2 && magnified !== 1;
-        context.imageSmoothingQuality = magnified < 1 ? 'medium' : 'low';
+        context.imageSmoothingQuality = 'low';
         context.drawImage(picture, x0, y0, x1 - x0, y1 - y0);
       }
-      scene.onDrawn(ready.map(([tile]) => tile), bounds, scale);
+      this.shown = { place, flat, stamps: new Map(ready.map(({ tile, stamp }) => [tile.key, stamp])) };
+      scene.onDrawn(ready.map(({ tile }) => tile), bounds, scale);
     }
   };
+}
+
+/** Whether everything that is on the canvas is still among the tiles to draw. */
+function covers(ready, stamps) {
+  const keys = new Set(ready.map(({ tile }) => tile.key));
+  for (const key of stamps.keys()) if (!keys.has(key)) return false;
+  return true;
 }
 
 export class Mosaic {

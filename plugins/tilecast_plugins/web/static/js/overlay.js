@@ -5,8 +5,6 @@ import { color, fitCanvas } from './dom.js';
 import { formatLength, niceLength, pixelOfStage, pixelSizeUm } from './geometry.js';
 import { pixelsOf } from './marks.js';
 
-const FLASH_MS = 1500;
-
 /** From level-0 pixels to CSS pixels of the view. */
 export function projection(viewRect, width) {
   const [row0, col0, , col1] = viewRect;
@@ -37,7 +35,7 @@ export function drawUnderlay(canvas, { viewRect, planned, covered, show }) {
   context.clip();
   context.fillStyle = color('ground');
   context.fill();
-  context.strokeStyle = color('line');
+  context.strokeStyle = color('hatch');
   context.lineWidth = 1;
   context.beginPath();
   const height = canvas.clientHeight;
@@ -62,10 +60,9 @@ export function drawOverlay(canvas, scene) {
   if (show.holes) drawHoles(context, at, scene.holes);
   drawMarks(context, at, scene);
   if (scene.profile) drawProfileLine(context, at, scene.profile);
-  const fading = show.last && scene.lastFrame ? drawLastFrame(context, at, scene.lastFrame) : false;
+  if (show.last && scene.lastFrame) drawLastFrame(context, at, scene.lastFrame);
   if (show.stage && scene.stage) drawStage(context, at, scene, width, height);
   drawScaleBar(context, scene, width, height);
-  return fading;
 }
 
 function drawFrames(context, at, frames, width, height) {
@@ -99,16 +96,11 @@ function drawHoles(context, at, holes) {
   context.setLineDash([]);
 }
 
-/** The frame that arrived last, bright at first; whether it is still fading. */
-function drawLastFrame(context, at, { rect, shownAt }) {
-  const age = Math.min(1, (performance.now() - shownAt) / FLASH_MS);
+function drawLastFrame(context, at, { rect }) {
   context.strokeStyle = color('accent');
-  context.globalAlpha = 1 - 0.55 * age;
   context.lineWidth = 2;
   strokeRect(context, at, rect);
   context.lineWidth = 1;
-  context.globalAlpha = 1;
-  return age < 1;
 }
 
 function drawStage(context, at, { stage, affine }, width, height) {

@@ -57,7 +57,7 @@ export function renderReport(run, { report, final, nFrames, nHoles }) {
   const parts = [h('h2', {}, final ? 'Report' : 'Run')];
   if (report) {
     const lines = reportLines(report);
-    if (!final && !lines.some(([, , level]) => level === 'bad')) lines.length = 0; // nothing to tell yet
+    if (!final) lines.splice(0, 1); // how many were received says nothing before the end
     const how = report.reason && report.reason !== 'done' ? [['Ended', report.reason, 'warn']] : [];
     if (lines.length || how.length) parts.push(pairs([...how, ...lines]));
   } else if (nHoles) parts.push(pairs([['Lacking', `${nHoles} frames`, 'bad']]));

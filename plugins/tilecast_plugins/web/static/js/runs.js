@@ -39,10 +39,7 @@ export class Runs {
   toggle(show = this.element.hidden) {
     this.element.hidden = !show;
     $('runs-button').setAttribute('aria-expanded', String(show));
-    if (show) {
-      this.load().catch((error) => toast(error.message));
-      this.search.focus();
-    }
+    if (show) this.load().catch((error) => toast(error.message));
   }
 
   #render() {

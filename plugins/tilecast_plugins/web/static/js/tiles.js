@@ -2,7 +2,7 @@
 // until then the old one is shown, so nothing ever flickers. Which tiles are held is decided by the viewer.
 
 import { viewRaw } from './paint.js';
-import { tileRect } from './geometry.js';
+import { tileRect, union } from './geometry.js';
 
 // A browser opens six connections to a server: one is the stream of events, one is left for questions.
 const CONNECTIONS = 4;
@@ -71,11 +71,6 @@ export class Tiles {
     for (const tile of this.held.values()) this.#soil(tile);
   }
 
-  /** Ask again for everything, for instance after a time without connection. */
-  distrust() {
-    for (const tile of this.held.values()) this.#soil(tile);
-  }
-
   #soil(tile) {
     for (const c of tile.layers.keys()) tile.dirty.add(c);
     tile.retryAt = 0;
@@ -87,10 +82,7 @@ export class Tiles {
     const { tileSize } = this.info;
     for (const [t, c, z, level, row, col] of tiles) {
       const plane = `${t},${c},${z}`;
-      const rect = tileRect(level, row, col, tileSize);
-      const old = this.bounds.get(plane);
-      if (!old) this.bounds.set(plane, rect);
-      else if (level === 0 || !contains(old, rect)) this.bounds.set(plane, cover(old, rect));
+      if (level === 0) this.bounds.set(plane, union([this.bounds.get(plane), tileRect(0, row, col, tileSize)]));
       const tile = this.held.get(`${level}/${row}/${col}`);
       if (!tile || t !== this.view.t || z !== this.view.z) continue;
       tile.dirty.add(c);
@@ -226,14 +218,6 @@ export class Tiles {
   }
 }
 
-function contains(a, b) {
-  return a[0] <= b[0] && a[1] <= b[1] && a[2] >= b[2] && a[3] >= b[3];
-}
-
 function overlaps(a, b) {
   return a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
-}
-
-function cover(a, b) {
-  return [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])];
 }
