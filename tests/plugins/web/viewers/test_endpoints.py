@@ -103,34 +103,46 @@ def test_an_old_epoch_is_not_found(client: httpx.Client, grey: Scan, kind: str) 
 
 @pytest.mark.parametrize("level", range(4))
 def test_every_catmaid_type_shows_the_reference(client: httpx.Client, grey: Scan, level: int) -> None:
-    """All ten, tile by tile, also those no client here can read; in a window in which grey levels are the values."""
+    """All ten, also those no client here can read; in a window in which grey levels are the values.
+
+    Of the larger levels each tile is asked for in one of the ten ways, in turn, and most of the empty ones not at all.
+    """
     bounds = bounds_of(client, grey)
     stack = client.get(f"/catmaid/{grey.run}/stack/0.0/info?min=0&max=255&types=all").json()
     bases = {mirror["tile_source_type"]: mirror["image_base"] for mirror in stack["mirrors"]}
     assert level < stack["num_zoom_levels"]
-    expected = grey.canvas(bounds, level).values
-    for row in range(expected.shape[0] // TILE):
-        for col in range(expected.shape[1] // TILE):
-            tile = expected[row * TILE : (row + 1) * TILE, col * TILE : (col + 1) * TILE]
-            x, y = col * TILE, row * TILE
-            query = f"x={x}&y={y}&z=0&width={TILE}&height={TILE}&scale={2.0**-level}&row=y&col=x&file_extension=png"
-            asked = {
-                1: f"{bases[1]}0/{row}_{col}_{level}.png",
-                2: f"{bases[2]}?{query}",
-                3: f"/catmaid/{grey.run}/stack/0.0/tile?{query}&basename={bases[3]}&type=all",
-                4: f"{bases[4]}0/{level}/{row}_{col}.png",
-                5: f"{bases[5]}{level}/0/{row}/{col}.png",
-                7: f"{bases[7]}largeDataTileSource/{TILE}/{TILE}/{level}/0/{row}/{col}.png",
-                9: f"{bases[9]}0/{row}_{col}_{level}.png",
-                10: bases[10].replace("%SCALE_DATASET%", f"s{level}").replace("%AXIS_0%", str(x))
-                .replace("%AXIS_1%", str(y)).replace("%AXIS_2%", "0") + ".png",
-            }  # fmt: skip
-            if level == 0:
-                asked[6] = f"{bases[6]}{TILE}_{TILE}/{x}_{y}_0/png"
-            for source_type, url in asked.items():
-                np.testing.assert_array_equal(image_of(client.get(url)), tile, err_msg=f"type {source_type}: {url}")
-            jpeg = image_of(client.get(f"{bases[8]}xy/{level}/{col}_{row}_0")).astype(int)
-            assert np.abs(jpeg - tile).mean() < 12
+    whole = grey.canvas(bounds, level)
+    places = [
+        (row, col)
+        for row in range(whole.values.shape[0] // TILE)
+        for col in range(whole.values.shape[1] // TILE)
+        if (row + col) % 7 == 0 or whole.covered[row * TILE : (row + 1) * TILE, col * TILE : (col + 1) * TILE].any()
+    ]
+    for number, (row, col) in enumerate(places):
+        tile = whole.values[row * TILE : (row + 1) * TILE, col * TILE : (col + 1) * TILE]
+        x, y = col * TILE, row * TILE
+        query = f"x={x}&y={y}&z=0&width={TILE}&height={TILE}&scale={2.0**-level}&row=y&col=x&file_extension=png"
+        template = bases[10].replace("%SCALE_DATASET%", f"s{level}").replace("%AXIS_0%", str(x))
+        asked = {
+            1: f"{bases[1]}0/{row}_{col}_{level}.png",
+            2: f"{bases[2]}?{query}",
+            3: f"/catmaid/{grey.run}/stack/0.0/tile?{query}&basename={bases[3]}&type=all",
+            4: f"{bases[4]}0/{level}/{row}_{col}.png",
+            5: f"{bases[5]}{level}/0/{row}/{col}.png",
+            6: f"{bases[6]}{TILE}_{TILE}/{x}_{y}_0/png",
+            7: f"{bases[7]}largeDataTileSource/{TILE}/{TILE}/{level}/0/{row}/{col}.png",
+            8: f"{bases[8]}xy/{level}/{col}_{row}_0",
+            9: f"{bases[9]}0/{row}_{col}_{level}.png",
+            10: template.replace("%AXIS_1%", str(y)).replace("%AXIS_2%", "0") + ".png",
+        }
+        if level > 0:
+            del asked[6]  # has no levels
+        for source_type, url in list(asked.items()) if level > 2 else [list(asked.items())[number % len(asked)]]:
+            found = image_of(client.get(url))
+            if source_type == 8:  # has no format: JPEG
+                assert np.abs(found.astype(int) - tile).mean() < 12
+            else:
+                np.testing.assert_array_equal(found, tile, err_msg=f"type {source_type}: {url}")
 
 
 def test_a_tile_that_nothing_covers_is_what_its_client_needs(client: httpx.Client, grey: Scan) -> None:
@@ -349,6 +361,8 @@ def test_float_runs_have_nan_where_nothing_is(client: httpx.Client, floats: Scan
     seen = 0
     for row in range(expected.shape[0] // TILE):
         for col in range(expected.shape[1] // TILE):
+            if np.isnan(expected[row * TILE : (row + 1) * TILE, col * TILE : (col + 1) * TILE]).all() and row % 5:
+                continue
             chunk = client.get(f"/zarr/0.5/{floats.run}/{epoch}.zarr/0/c/0/0/0/{row}/{col}")
             if chunk.status_code == 404:
                 continue
