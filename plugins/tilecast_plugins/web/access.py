@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hmac
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 import structlog
@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilecast.reading import StoreError
-from tilecast_plugins.web.gateway import BadRequestError, NotFoundError, TooLargeError
+from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, TooLargeError
 from tilecast_plugins.web.rendering import UnknownLookError
 from tilecast_plugins.web.settings import Settings, is_loopback
 from tilecast_plugins.web.sources import NoDaemonError, UnknownRunError
@@ -38,6 +38,17 @@ log = structlog.get_logger()
 
 COOKIE: Final = "tilecast_token"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_STATUS_OF_ERROR: Final[dict[type[Exception], int]] = {
+    UnknownRunError: 404,
+    NotFoundError: 404,
+    TooLargeError: 413,
+    BadRequestError: 400,
+    UnknownLookError: 400,
+    NoDaemonError: 501,
+    DisconnectedError: 503,
+    StoreError: 503,
+    PZFError: 500,
+}
 _STATUS_OF_CODE: Final = {
     "malformed": 400,
     "unknown-command": 501,
@@ -49,24 +60,14 @@ _STATUS_OF_CODE: Final = {
 }
 
 
-def guard(app: FastAPI, settings: Settings) -> None:
+def guard(app: FastAPI, gateway: Gateway) -> None:
     """Put an application behind the rules above."""
+    settings = gateway.settings
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unforeseen)
-    for kind, status in (
-        (UnknownRunError, 404),
-        (NotFoundError, 404),
-        (TooLargeError, 413),
-        (BadRequestError, 400),
-        (UnknownLookError, 400),
-        (NoDaemonError, 501),
-        (DisconnectedError, 503),
-        (StoreError, 503),
-        (PZFError, 500),
-    ):
-        app.add_exception_handler(kind, _teller(status))
-    app.add_exception_handler(QueryError, _refused)
+    for kind in (*_STATUS_OF_ERROR, QueryError):
+        app.add_exception_handler(kind, _tell)
     app.add_middleware(_Access, settings=settings)
     if settings.cors:
         app.add_middleware(
@@ -76,6 +77,17 @@ def guard(app: FastAPI, settings: Settings) -> None:
             allow_headers=["Authorization", "If-None-Match", "Last-Event-ID"],
             expose_headers=["ETag", "X-Tilecast-Dtype", "X-Tilecast-Shape", "X-Tilecast-Rev", "X-Tilecast-Coverage"],
         )
+
+
+def refusal(error: Exception) -> Response | None:
+    """The answer to what was asked in vain; None if nobody foresaw this error."""
+    if isinstance(error, QueryError):
+        status: int | None = _STATUS_OF_CODE.get(error.code, 502)
+    else:
+        status = next((number for kind, number in _STATUS_OF_ERROR.items() if isinstance(error, kind)), None)
+    if status is None:
+        return None
+    return problem(status, str(error), {"Retry-After": "1"} if status == 503 else None)
 
 
 def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -173,17 +185,10 @@ def _with_cookie(send: Send, token: str | None) -> Send:
     return sending
 
 
-def _teller(status: int) -> Any:
-    async def tell(_request: Request, error: Exception) -> Response:
-        return problem(status, str(error), {"Retry-After": "1"} if status == 503 else None)
-
-    return tell
-
-
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, QueryError)
-    status = _STATUS_OF_CODE.get(error.code, 502)
-    return problem(status, error.message, {"Retry-After": "1"} if status == 503 else None)
+async def _tell(_request: Request, error: Exception) -> Response:
+    answer = refusal(error)
+    assert answer is not None, "it is told of errors that are in the table"
+    return answer
 
 
 async def _http(_request: Request, error: Exception) -> Response:

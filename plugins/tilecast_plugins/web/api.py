@@ -9,7 +9,7 @@ Tiles, which are asked for hundreds of times a second, are parsed by hand; the r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -122,7 +122,8 @@ def _add_tiles(api: APIRouter, gateway: Gateway) -> None:
         covered, JPEG shows the background there; `raw` is the pixels, row-major and little-endian, with `mask=1`
         followed by a byte for each that says whether it is covered; `pzf` is the tile as stored.
         """
-        return await gateway.work(_tile, gateway, request.path_params, dict(request.query_params), request.headers)
+        if_none_match = request.headers.get("if-none-match")
+        return await gateway.work(tile_answer, gateway, request.path_params, dict(request.query_params), if_none_match)
 
 
 def _tile_parameters() -> list[dict[str, Any]]:
@@ -145,7 +146,10 @@ def _tile_parameters() -> list[dict[str, Any]]:
     ] + [{"name": name, "in": "query", "schema": {"type": "string"}, "description": text} for name, text in query]
 
 
-def _tile(gateway: Gateway, path: dict[str, str], query: dict[str, str], headers: Any) -> Response:
+def tile_answer(
+    gateway: Gateway, path: Mapping[str, str], query: Mapping[str, str], if_none_match: str | None
+) -> Response:
+    """The answer to the request for a tile; blocking. Raises what `access.refusal` knows."""
     col_text, _, fmt = path["name"].rpartition(".")
     if fmt not in TILE_FORMATS:
         raise NotFoundError(
@@ -156,7 +160,6 @@ def _tile(gateway: Gateway, path: dict[str, str], query: dict[str, str], headers
     t, z = _index("t", path["t"], 0), _index("z", path["z"], 0)
     planes = [PlaneKey(t, c, z) for c in channels]
     key = TileKey(_index("level", path["level"], 0, MAX_LEVEL), _index("row", path["row"]), _index("column", col_text))
-    if_none_match = headers.get("if-none-match")
     if fmt in ("pzf", "raw"):
         if len(planes) > 1:
             raise BadRequestError(f"{fmt} holds one channel; ask for each")
@@ -223,7 +226,7 @@ def parse_channels(text: str) -> list[int]:
     return [_index("a channel", part, 0) for part in parts]
 
 
-def parse_quality(query: dict[str, str]) -> int:
+def parse_quality(query: Mapping[str, str]) -> int:
     """The parameter `quality`."""
     text = query.get("quality")
     return encoding.DEFAULT_QUALITY if not text else _index("quality", text, 1, 100)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from tilecast_plugins.web import access, api, catmaid, deepzoom, events, iip, ome_zarr, page
+from tilecast_plugins.web import access, api, catmaid, deepzoom, events, hot, iip, ome_zarr, page
 from tilecast_plugins.web.gateway import Gateway
 from tilecast_plugins.web.settings import Settings
 
@@ -38,7 +38,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    access.guard(app, settings)
+    app.add_middleware(hot.TilePath, gateway=gateway)
+    access.guard(app, gateway)
     for router in ROUTERS:
         app.include_router(router(gateway))
     return app
