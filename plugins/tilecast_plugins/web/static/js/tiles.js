@@ -124,6 +124,11 @@ export class Tiles {
     });
   }
 
+  /** Whether a tile holds all that is to be shown of it, up to date. */
+  isCurrent(tile) {
+    return !tile.busy && this.#missing(tile).length === 0;
+  }
+
   refresh(tile, { first = false, isWanted = () => true } = {}) {
     tile.busy ??= this.#refresh(tile, first, isWanted).finally(() => {
       tile.busy = null;
