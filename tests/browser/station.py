@@ -118,7 +118,10 @@ class Scan:
         row, col = self.corner(frame if at is None else at)
         pos_um = ((col + FRAME / 2) * PIXEL_UM, (row + FRAME / 2) * PIXEL_UM)
         self._publisher.image(
-            ramp(row, col) if pixels is None else pixels, frame=frame, pos_um=pos_um, tcz=tuple(tcz)  # type: ignore[arg-type]
+            ramp(row, col) if pixels is None else pixels,
+            frame=frame,
+            pos_um=pos_um,
+            tcz=tuple(tcz),  # type: ignore[arg-type]
         )
 
     def flush(self) -> None:

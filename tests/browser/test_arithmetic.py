@@ -20,7 +20,9 @@ def js(page: Page, station: Station) -> Any:
 
     def run(module: str, expression: str, **values: Any) -> Any:
         names = ", ".join(values)
-        code = f"async ({{ {names} }}) => {{ const m = await import('/static/js/{module}.js'); return ({expression}); }}"
+        code = (
+            f"async ({{ {names} }}) => {{ const m = await import('/static/js/{module}.js'); return ({expression}); }}"
+        )
         return page.evaluate(code, values)
 
     return run
@@ -85,7 +87,12 @@ def test_channels_are_added_and_uncovered_pixels_are_transparent(js: Any) -> Non
           return [...new Uint8Array(packed.buffer)];
         })()""",
     )
-    assert np.array(out).reshape(4, 4).tolist() == [[255, 0, 50, 255], [100, 0, 0, 255], [0, 0, 0, 0], [255, 0, 200, 255]]
+    assert np.array(out).reshape(4, 4).tolist() == [
+        [255, 0, 50, 255],
+        [100, 0, 0, 255],
+        [0, 0, 0, 0],
+        [255, 0, 200, 255],
+    ]
 
 
 def test_raw_bytes_of_another_length_are_refused(js: Any) -> None:

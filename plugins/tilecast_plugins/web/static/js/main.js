@@ -255,7 +255,7 @@ function onCommit({ run, epoch, rev, tiles: written, gone: vanished, t_recv_ns }
   }
   if (planesGrew || !state.fitted || !state.run.bboxes.length) refreshInfo();
   else refreshSoon();
-  mosaic.redraw();
+  mosaic.refresh();
   if (profile.line) refreshProfile();
   showLive();
 }

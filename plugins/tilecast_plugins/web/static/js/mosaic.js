@@ -254,6 +254,11 @@ export class Mosaic {
     this.viewer.forceRedraw();
   }
 
+  /** Tiles changed: those on screen are asked for at once, others when they come into view. */
+  refresh() {
+    for (const tile of this.drawn) this.tiles.touch(tile);
+  }
+
   /** The picture of a tile with the present looks, or null where there is nothing. */
   #paintTile(tile) {
     const layers = this.tiles.layersOf(tile);
