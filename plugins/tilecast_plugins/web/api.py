@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level
-from tilecast_plugins.web import caching, encoding
+from tilecast_plugins.web import caching, encoding, rendering
 from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, TooLargeError
 from tilecast_plugins.web.looks import MAX_CHANNELS, wanted_look
 from tilecast_plugins.web.pixels import Histogram
@@ -48,8 +48,6 @@ Coordinate = Annotated[float, Query(ge=-MAX_INDEX, le=MAX_INDEX, allow_inf_nan=F
 Channels = Annotated[
     str, Query(pattern=r"^\d{1,9}(,\d{1,9}){0,15}$", description="A channel, or several with commas between, mixed.")
 ]
-Text = Annotated[str | None, Query(max_length=1000)]
-Flag = Annotated[Literal["0", "1", "false", "true"] | None, Query()]
 
 
 class Problem(BaseModel):
@@ -77,18 +75,32 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         ("5XX", "Why it cannot be answered now"),
     )
 }
-_LOOK_PARAMETERS = (
-    ("min", "Black points: one, or one for each channel. Left out: from the data."),
-    ("max", "White points, likewise."),
-    ("gamma", "0.01 to 100."),
-    ("contrast", "0 to 1000."),
-    ("brightness", "Percent, -100 to 100."),
-    ("invert", "0 or 1."),
-    ("cmap", "A colour map, for one channel."),
-    ("color", "Colours, rrggbb or a name, one for each channel."),
-    ("background", "Uncovered pixels where the format knows no transparency; rrggbb or a name."),
-    ("quality", "1 to 100, for jpg and webp."),
-)
+_NUMBER = r"-?\d{1,12}(\.\d{1,12})?"
+_COLOR = "([0-9a-fA-F]{6}|" + "|".join(rendering.COLORS) + ")"
+
+
+def _parameter(name: str, schema: dict[str, Any], text: str, where: str = "query") -> dict[str, Any]:
+    return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": text}
+
+
+def _matching(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^{pattern}$"}
+
+
+_FLAG = {"type": "string", "enum": ["0", "1", "false", "true"]}
+_LOOK_PARAMETERS = [
+    _parameter("min", _matching(f"{_NUMBER}(,{_NUMBER}){{0,15}}"), "Black points: one, or one for each channel."),
+    _parameter("max", _matching(f"{_NUMBER}(,{_NUMBER}){{0,15}}"), "White points; left out, both are from the data."),
+    _parameter("gamma", {"type": "number", "minimum": 0.01, "maximum": 100}, "1 changes nothing."),
+    _parameter("contrast", {"type": "number", "minimum": 0, "maximum": 1000}, "1 changes nothing."),
+    _parameter("brightness", {"type": "number", "minimum": -100, "maximum": 100}, "Percent."),
+    _parameter("invert", _FLAG, "Black for white."),
+    _parameter("cmap", {"type": "string", "enum": sorted(rendering.MAPS)}, "A colour map, for one channel."),
+    _parameter("color", _matching(f"{_COLOR}(,{_COLOR}){{0,15}}"), "One colour for each channel."),
+    _parameter("background", _matching(_COLOR), "Uncovered pixels where the format knows no transparency."),
+    _parameter("quality", {"type": "integer", "minimum": 1, "maximum": 100}, "For jpg and webp."),
+]
+_MASK_PARAMETER = _parameter("mask", _FLAG, "Coverage follows the pixels of `raw`, a byte each.")
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -129,21 +141,21 @@ def _add_tiles(api: APIRouter, gateway: Gateway) -> None:
 def _tile_parameters() -> list[dict[str, Any]]:
     whole = {"type": "integer", "minimum": 0, "maximum": MAX_INDEX}
     signed = {"type": "integer", "minimum": -MAX_INDEX, "maximum": MAX_INDEX}
-    path = [
-        ("run", {"type": "string", "format": "uuid"}, "The run's UUID."),
-        ("epoch", whole, "The run's epoch."),
-        ("t", whole, "Time."),
-        ("c", {"type": "string", "pattern": r"^\d{1,9}(,\d{1,9}){0,15}$"}, "A channel, or several, mixed."),
-        ("z", whole, "Slice."),
-        ("level", {"type": "integer", "minimum": 0, "maximum": MAX_LEVEL}, "0 is full resolution."),
-        ("row", signed, "Signed."),
-        ("name", {"type": "string", "pattern": r"^-?\d{1,9}\.(png|jpg|webp|pzf|raw)$"}, "Signed column, and format."),
-    ]
-    query = [*_LOOK_PARAMETERS, ("mask", "1: coverage follows the pixels of `raw`."), ("rev", "Means nothing.")]
+    level = {"type": "integer", "minimum": 0, "maximum": MAX_LEVEL}
+    name = _matching(r"-?\d{1,9}\.(png|jpg|webp|pzf|raw)")
     return [
-        {"name": name, "in": "path", "required": True, "schema": schema, "description": text}
-        for name, schema, text in path
-    ] + [{"name": name, "in": "query", "schema": {"type": "string"}, "description": text} for name, text in query]
+        _parameter("run", {"type": "string", "format": "uuid"}, "The run's UUID.", "path"),
+        _parameter("epoch", whole, "The run's epoch.", "path"),
+        _parameter("t", whole, "Time.", "path"),
+        _parameter("c", _matching(r"\d{1,9}(,\d{1,9}){0,15}"), "A channel, or several, mixed.", "path"),
+        _parameter("z", whole, "Slice.", "path"),
+        _parameter("level", level, "0 is full resolution.", "path"),
+        _parameter("row", signed, "Signed.", "path"),
+        _parameter("name", name, "Signed column, and format.", "path"),
+        *_LOOK_PARAMETERS,
+        _MASK_PARAMETER,
+        _parameter("rev", {"type": "string"}, "Means nothing; it makes the URL another one."),
+    ]
 
 
 def tile_answer(
@@ -397,10 +409,6 @@ def _plain(value: Any) -> Any:
 
 
 def _add_pixels(api: APIRouter, gateway: Gateway) -> None:
-    look_parameters = [
-        {"name": name, "in": "query", "schema": {"type": "string"}, "description": text}
-        for name, text in _LOOK_PARAMETERS
-    ]
     picture: dict[int | str, dict[str, Any]] = {
         200: {"description": "The picture", "content": {kind: {} for kind in encoding.CONTENT_TYPES.values()}},
         304: {"description": "What you have still holds"},
@@ -410,7 +418,7 @@ def _add_pixels(api: APIRouter, gateway: Gateway) -> None:
         "/runs/{run}/thumbnail.{fmt}",
         response_class=Response,
         responses=picture,
-        openapi_extra={"parameters": look_parameters},
+        openapi_extra={"parameters": _LOOK_PARAMETERS},
         summary="A small picture of the whole",
     )
     async def thumbnail(
@@ -430,7 +438,7 @@ def _add_pixels(api: APIRouter, gateway: Gateway) -> None:
         "/runs/{run}/region.{fmt}",
         response_class=Response,
         responses=picture,
-        openapi_extra={"parameters": [*look_parameters, _tile_parameters()[-2]]},
+        openapi_extra={"parameters": [*_LOOK_PARAMETERS, _MASK_PARAMETER]},
         summary="A rectangle of a level",
     )
     async def region(

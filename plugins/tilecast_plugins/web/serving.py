@@ -21,6 +21,7 @@ import uvicorn
 from tilecast_plugins.web import encoding, rendering
 from tilecast_plugins.web.app import create_app
 from tilecast_plugins.web.gateway import Gateway
+from tilecast_plugins.web.onewrite import OneWriteProtocol
 from tilecast_plugins.web.settings import Settings
 from tilecast_protocol import pzf
 
@@ -99,6 +100,8 @@ def _work(settings: Settings, listener: socket.socket, on_ready: Callable[[], No
         log_level="warning",
         access_log=False,  # it would hold tokens
         backlog=_BACKLOG,
+        http=OneWriteProtocol,
+        ws="none",
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE_S,
