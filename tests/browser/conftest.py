@@ -32,7 +32,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def station(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
-    """A daemon and a gateway that look at the same folder."""
+    """A daemon and a gateway that look at the same folder; not started where there is no browser."""
+    assert browser.is_connected()
     folder = tmp_path_factory.mktemp("station")
     settings = {"store.commit_interval_ms": "50", "ingest.gap_report_ms": "50", "ingest.reorder_tolerance_ms": "50"}
     daemon = DaemonProcess(folder / "runs", settings=settings, log_file=folder / "daemon.log").start()

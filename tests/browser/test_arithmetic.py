@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from browser.station import Station
-
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 
 @pytest.fixture
-def js(page: Page, station: Station) -> Any:
+def js(page: Page) -> Any:
     """`js(module, expression, **values)`: the expression's value, with `m` the module."""
     page.goto("/static/icon.svg")
 

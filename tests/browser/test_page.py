@@ -6,7 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,6 +17,10 @@ from browser.station import FRAME, PIXEL_UM, STEP, Scan, Station
 
 if TYPE_CHECKING:
     from playwright.sync_api import Download, Page
+
+
+#: The level-0 position of the upper left corner of the view.
+CORNER = "tilecast.mosaic.viewRect().slice(0, 2)"
 
 
 def centre_of(page: Page) -> tuple[float, float]:
@@ -128,7 +132,7 @@ def test_black_and_white_points_act_at_once_and_fetch_nothing(page: Page, finish
     drag(page, middle, (middle[0] + 40, middle[1]))
     page.wait_for_function("() => tilecast.looks.list[0].lo > 1000")
     page.wait_for_function(
-        "() => { const d = tilecast.mosaic.canvas.getContext('2d').getImageData(500, 300, 1, 1).data; return d[3] === 255; }"
+        "() => { const c = tilecast.mosaic; return c.drawn.every((t) => t.painted.includes(` ${c.lookStamp} `)); }"
     )
     after = shown_at(page, 100, 100)
     assert after[0] < before[0] - 10
@@ -289,9 +293,7 @@ def test_the_saved_picture_is_what_is_on_screen_with_a_scale_bar(page: Page, fin
     picture = np.asarray(Image.open(io.BytesIO(saved(download.value))).convert("RGB"))
     width, height = page.evaluate("[tilecast.mosaic.canvas.width, tilecast.mosaic.canvas.height]")
     assert picture.shape == (height, width, 3)
-    x, y = (round(value) for value in page.evaluate(
-        "(() => { const [r, c] = tilecast.mosaic.viewRect(); const s = tilecast.mosaic.scale(); return [(100 - c) * s, (100 - r) * s]; })()"
-    ))  # fmt: skip
+    x, y = (round(a - b) for a, b in zip(at_pixel(page, 100, 100), at_pixel(page, *page.evaluate(CORNER)), strict=True))
     np.testing.assert_allclose(picture[y, x].astype(int), shown_at(page, 100, 100)[:3], atol=6)
     # The bar: white, near the lower right corner, of a round length in µm.
     corner = picture[height - 17 : height - 12, width // 2 :]

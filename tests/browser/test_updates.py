@@ -129,7 +129,7 @@ def test_frames_reach_the_screen(page: Page, station: Station, record_property: 
 
 @pytest.mark.slow
 def test_frames_reach_the_screen_within_300_ms(page: Page, station: Station, record_property: Any) -> None:
-    """p99 from a frame's arrival to its pixels on screen, at 10 frames/s; needs a machine that has nothing else to do."""
+    """p99 from a frame's arrival to its pixels on screen, at 10 frames/s; the machine must be quiet."""
     found = _measure(page, station, 300, "three hundred frames")
     said = _report(found, record_property)
     print(said)

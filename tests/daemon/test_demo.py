@@ -98,7 +98,8 @@ class TestAtWork:
         assert (info.name, info.state) == ("simulated scan", "ended")
 
     def test_it_tells_how_it_goes_and_how_it_ended(self, finished: Demo) -> None:
-        lines = finished.said.splitlines()
+        # On a machine that is busy it says how long loading took.
+        lines = [line for line in finished.said.splitlines() if not line.startswith("Compiled in")]
         assert "compiled" in lines[0]
         assert re.fullmatch(r"The live page: http://127\.0\.0\.1:\d+/", lines.pop(1))
         assert re.search(r"ingest\.ack tcp://127\.0\.0\.1:\d+, notify tcp://.*, query tcp://", lines[1])

@@ -125,7 +125,8 @@ function makeDrawerClass(scene) {
         context.clearRect(x0, y0, x1 - x0, y1 - y0);
         if (!picture) continue;
         const magnified = (x1 - x0) / tileSize;
-        context.imageSmoothingEnabled = magnified < 2 && magnified !== 1;
+        // Camera pixels are shown as they are; a coarse level that stands in for a finer one is not.
+        context.imageSmoothingEnabled = magnified !== 1 && (magnified < 2 || tile.level > 0);
         context.imageSmoothingQuality = 'low';
         context.drawImage(picture, x0, y0, x1 - x0, y1 - y0);
       }

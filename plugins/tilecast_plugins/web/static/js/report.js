@@ -31,7 +31,7 @@ export function reportLines(report) {
   if (odd.length) lines.push(['Quality', odd.map(([status, n]) => `${n} ${status}`).join(', '), 'warn']);
   if (report.joined) {
     const { position_bound_um } = report.joined;
-    if (Number.isFinite(position_bound_um)) lines.push(['Position error', `at most ${formatLength(position_bound_um)}`, '']);
+    if (position_bound_um > 0.001) lines.push(['Positions', `within ${formatLength(position_bound_um)}`, '']);
   }
   return lines;
 }
