@@ -37,6 +37,7 @@ from tilecast_protocol.errors import DisconnectedError, PZFError, QueryError
 log = structlog.get_logger()
 
 COOKIE: Final = "tilecast_token"
+MAX_BODY_NBYTES: Final = 1 << 17
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _STATUS_OF_ERROR: Final[dict[type[Exception], int]] = {
     UnknownRunError: 404,
@@ -124,6 +125,9 @@ class _Access:
         if scope["method"] not in _SAFE_METHODS and not _is_own_origin(headers):
             await problem(403, "orders are taken from the gateway's own page or from programs")(scope, receive, send)
             return
+        if scope["method"] not in _SAFE_METHODS and (refused := _too_much_to_read(headers)) is not None:
+            await refused(scope, receive, send)
+            return
         if scope["method"] == "HEAD":
             scope["method"] = "GET"
         await self._app(scope, receive, _with_cookie(send, self._token) if given == "query" else send)
@@ -161,7 +165,19 @@ class _Access:
         return name == self._host or is_loopback(name)
 
 
-_LOOKED_AT: Final = frozenset({b"host", b"authorization", b"cookie", b"origin", b"sec-fetch-site"})
+_LOOKED_AT: Final = frozenset(
+    {b"host", b"authorization", b"cookie", b"origin", b"sec-fetch-site", b"content-length", b"transfer-encoding"}
+)
+
+
+def _too_much_to_read(headers: dict[bytes, bytes]) -> Response | None:
+    """The refusal of an order that is longer than any order is, or that does not say how long it is."""
+    if b"transfer-encoding" in headers:
+        return problem(411, "say how long the body is, with Content-Length")
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or int(length) > MAX_BODY_NBYTES:
+        return problem(413, f"an order may have {MAX_BODY_NBYTES} bytes")
+    return None
 
 
 def _is_own_origin(headers: dict[bytes, bytes]) -> bool:

@@ -125,6 +125,13 @@ class TestRefusals:
             assert b"Traceback" not in answer
         assert httpx.get(f"{web_station.web.url}/api/v1/runs").status_code == 200
 
+    def test_orders_are_short(self, web_station: WebStation) -> None:
+        url = f"{web_station.web.url}/api/v1/runs/{web_station.scan}/notes"
+        long = httpx.post(url, json={"text": "x" * 200_000})
+        assert long.status_code == 413
+        chunked = httpx.post(url, content=iter([b'{"text": ', b'"x"}']))
+        assert chunked.status_code == 411
+
     def test_a_damaged_tile_is_told_in_a_sentence(self, web_station: WebStation, tmp_path: Path) -> None:
         # What was not foreseen, such as a store that is no store, is no stack trace either.
         run = web_station.scan
