@@ -61,7 +61,7 @@ class Scan:
     expected: mosaic_reference.Mosaic
 
     def canvas(self, bounds: tuple[int, int, int, int], level: int, plane: Plane = (0, 0, 0)) -> Canvas:
-        """A rectangle of level 0 (half-open, signed, of whole pixels of the level), as it is at a level.
+        """A rectangle of level 0 (half-open, signed, of whole tiles of the level), as it is at a level.
 
         Levels above the mosaic's own are reduced from it.
         """
@@ -72,7 +72,9 @@ class Scan:
         values = np.full((row1 - row0, col1 - col0), np.nan if self.dtype == "<f4" else 0, self.dtype)
         covered = np.zeros(values.shape, bool)
         for (tile_level, row, col), (pixels, mask) in mine.items():
-            if tile_level == from_level:
+            row_end, col_end = (row + 1) * TILE, (col + 1) * TILE
+            inside = row0 < row_end <= row0 + values.shape[0] and col0 < col_end <= col0 + values.shape[1]
+            if tile_level == from_level and inside:
                 there = np.s_[row * TILE - row0 : (row + 1) * TILE - row0, col * TILE - col0 : (col + 1) * TILE - col0]
                 values[there], covered[there] = pixels, mask
         for _ in range(level - from_level):
