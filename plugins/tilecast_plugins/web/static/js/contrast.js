@@ -89,7 +89,8 @@ export function contrastPanel(looks, { getHistograms }) {
     if (histogram?.n) {
       const bins = rebin(histogram, lo, hi, Math.min(BINS, Math.floor(width)));
       const most = Math.log1p(Math.max(...bins));
-      context.fillStyle = look().map === 'tint' ? look().color : color('text-weak');
+      // A channel shown in white has the colour of the text, which can be seen in every theme.
+      context.fillStyle = look().map === 'tint' && look().color !== '#ffffff' ? look().color : color('text');
       context.globalAlpha = 0.55;
       context.beginPath();
       context.moveTo(0, height);

@@ -535,7 +535,7 @@ const shortcuts = [
   [['s'], 'Save the view as PNG', () => savePng()],
   [['c'], 'Copy a link to this view', () => copyText(link())],
   [['d'], 'Dark, red, light', nextTheme],
-  [['Tab'], 'Hide or show the panel', togglePanel],
+  [['b'], 'Hide or show the panel', togglePanel],
   [['?'], 'This help', () => showKeys(shortcuts)],
   [['Escape'], 'Put the tool away', () => {
     if (!$('runs').hidden) runs.toggle(false);
