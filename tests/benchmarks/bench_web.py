@@ -164,6 +164,7 @@ def _generate(connection: Any, *arguments: Any) -> None:
         import uvloop
 
         uvloop.install()
+    connection.send("ready")  # Python has started, and what follows is the load alone
     connection.send(asyncio.run(_load(*arguments)))
 
 
@@ -177,6 +178,7 @@ def generate(
     process.start()
     theirs.close()
     try:
+        ours.recv()
         load: Load = ours.recv()
     finally:
         process.join()
@@ -353,6 +355,7 @@ def bench_ingest(args: argparse.Namespace, folder: Path) -> bool:
                     )
                     viewers.start()
                     stack.callback(viewers.join)
+                    ours.recv()
                 began, began_cpu = time.monotonic(), cpu_of_all(process)
                 send_paced(publisher, scan, pool, frames, fps=args.fps)
                 publisher.flush()
