@@ -8,11 +8,20 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from tilecast_plugins.web import access, api, catmaid, deepzoom, events, hot, iip, ome_zarr, page
+from tilecast_plugins.web import access, addresses, api, catmaid, deepzoom, events, hot, iip, ome_zarr, page
 from tilecast_plugins.web.gateway import Gateway
 from tilecast_plugins.web.settings import Settings
 
-ROUTERS = (api.router, events.router, catmaid.router, deepzoom.router, iip.router, ome_zarr.router, page.router)
+ROUTERS = (
+    api.router,
+    addresses.router,
+    events.router,
+    catmaid.router,
+    deepzoom.router,
+    iip.router,
+    ome_zarr.router,
+    page.router,
+)
 """What is served, in the order in which addresses are matched: each makes an APIRouter of the gateway."""
 
 

@@ -1,6 +1,6 @@
 """IIP as VisiOmatic speaks it, and as OpenSeadragon's IIP source does, on one path.
 
-    /iip?FIF=<run>/<epoch>[/<t>/<z>]&<settings…>&<command>
+    /iip?FIF=<run>/<epoch>[/<t>/<z>][/up]&<settings…>&<command>
 
 The image named by ``FIF`` is one (t, z) of a run with all its channels. Without t and z it is the first. The epoch
 belongs to the name, as to every address of tiles: an older one is 404.
@@ -14,9 +14,11 @@ belongs to the name, as to every address of tiles: an older one is 404.
 | ``VAL=x,y`` | ``{"values": […]}``, one for each channel |
 | ``PFL=x1,y1:x2,y2`` | ``{"profile": [{"x", "y", "values"}, …]}`` along any line |
 
-x and y are pixels of the full resolution, counted from 1 at the upper left; values are null outside and where no frame
-lies. Settings: ``CHAN`` (from 1; repeatable for values; without it tiles are in colour), ``MINMAX=chan:lo,hi``,
-``MIX=chan:r,g,b``, ``CNT``, ``BRT``, ``GAM``, ``CMP``, ``INV``, ``QLT``. They hold for the one request they came with.
+x and y are pixels of the full resolution, counted from 1 at the upper left. VisiOmatic's page, which shows FITS, counts
+y from the bottom: ``/up`` behind the image's name turns the y of ``VAL``, ``PFL`` and ``RGN`` for it. Values are null
+outside and where no frame lies. Settings: ``CHAN`` (from 1; repeatable for values; without it tiles are in colour),
+``MINMAX=chan:lo,hi``, ``MIX=chan:r,g,b``, ``CNT``, ``BRT``, ``GAM``, ``CMP``, ``INV``, ``QLT``. They hold for the one
+request they came with.
 
 How a pixel p becomes grey: v = (p − lo)·CNT/(hi − lo) + 0.01·CNT·BRT, clipped to 0…1, to the power GAM, times 255.
 ``GAM`` is 1/γ of the display: so VisiOmatic's page sends it, and so iipsrv reads it. In colour that is done for each
@@ -59,7 +61,7 @@ _PATTERNS = {
     "LINE": re.compile(rf"({_WHOLE}),({_WHOLE}):({_WHOLE}),({_WHOLE})"),
     "VAL": re.compile(rf"({_WHOLE}),({_WHOLE})"),
     "CHAN": re.compile(r"\d{1,6}"),
-    "FIF": re.compile(r"([^/]{1,200})(?:/(\d{1,18})(?:/(\d{1,9})/(\d{1,9}))?)?"),
+    "FIF": re.compile(r"([^/]{1,200})(?:/(\d{1,18})(?:/(\d{1,9})/(\d{1,9}))?)?(/up)?"),
 }
 _WRITTEN = {
     "JTL": "r,i: resolution and tile",
@@ -68,7 +70,7 @@ _WRITTEN = {
     "LINE": "x1,y1:x2,y2 in whole pixels",
     "VAL": "x,y in whole pixels",
     "CHAN": "a whole number",
-    "FIF": "run/epoch or run/epoch/t/z",
+    "FIF": "run/epoch or run/epoch/t/z, with /up behind it where y counts upwards",
 }
 _TILE_FORMATS = {"JTL": "jpg", "PTL": "png", "WTL": "webp"}
 
@@ -79,12 +81,13 @@ class IIPError(BadRequestError):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What ``FIF`` names: a run, by its id; an epoch, if it was given; t and z."""
+    """What ``FIF`` names: a run, by its id; an epoch, if it was given; t and z; whether y counts upwards."""
 
     run: str
     epoch: int | None
     t: int = 0
     z: int = 0
+    up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +201,8 @@ def parse(query: str) -> Request:
     values: dict[str, list[str]] = {}
     for key, value in pairs:
         values.setdefault(key, []).append(value)
-    run, epoch, t, z = _match("FIF", "FIF", values["FIF"][0])
-    image = Image(run, None if epoch is None else int(epoch), int(t or 0), int(z or 0))
+    run, epoch, t, z, up = _match("FIF", "FIF", values["FIF"][0])
+    image = Image(run, None if epoch is None else int(epoch), int(t or 0), int(z or 0), bool(up))
     return Request(image, _command(values), _settings(values))
 
 
@@ -289,6 +292,18 @@ def fif(view: CanvasView, t: int = 0, z: int = 0) -> str:
     return f"{view.run.run}/{view.run.epoch}/{t}/{z}"
 
 
+def turned(command: Command, height: int) -> Command:
+    """A command whose y counts upwards from the bottom of an image, as one whose y counts downwards."""
+    if isinstance(command, Value):
+        return Value(command.x, height + 1 - command.y)
+    if isinstance(command, Profile):
+        return Profile(command.x1, height + 1 - command.y1, command.x2, height + 1 - command.y2)
+    if isinstance(command, Region):
+        y1, y2 = height + 1 - command.y2, height + 1 - command.y1
+        return Region(command.x1, y1, command.x2, y2, command.level)
+    return command
+
+
 def tile_place(view: CanvasView, tile: Tile) -> tuple[int, int, int]:
     """(level, row, col) of a tile, counted from the corner of the canvas; may lie outside of it."""
     level = view.levels - 1 - tile.resolution
@@ -322,6 +337,8 @@ def information(view: CanvasView, t: int, z: int, windows: Sequence[tuple[float,
         The grey levels shown as black and white where nothing else is asked for, per channel.
     """
     height, width = view.size(0)
+    # The page needs these to know where y = 1 is.
+    header = {"NAXIS": 2, "NAXIS1": width, "NAXIS2": height}
     slices = [[1, width, 1], [1, height, 1]]
     image = {
         "size": [width, height],
@@ -330,7 +347,7 @@ def information(view: CanvasView, t: int, z: int, windows: Sequence[tuple[float,
         "background_level": [low for low, _ in windows],
         "background_mad": [0.0 for _ in windows],
         "min_max": [[low, high] for low, high in windows],
-        "header": {},
+        "header": header,
     }
     defaults = Settings()
     return {
@@ -348,7 +365,7 @@ def information(view: CanvasView, t: int, z: int, windows: Sequence[tuple[float,
         "color_saturation": 1.0,
         "gamma": 1.0 / defaults.exponent,
         "quality": 90,
-        "header": {},
+        "header": header,
         "images": [image],
     }
 
@@ -378,18 +395,27 @@ def answer(gateway: Gateway, asked: Request, if_none_match: str | None) -> Respo
     if image.epoch is None:
         raise NotFoundError(f"an image is named with its epoch, at present FIF={fif(view)}")
     view.plane(image.t, 0, image.z)
+    height, _ = view.size(0)
+    if image.up:
+        command = turned(command, height)
     if isinstance(command, Header | Information):
         windows = [gateway.window(run, c) for c in _all_channels(view)]
         if isinstance(command, Header):
             return document(header_text(view, windows).encode(), "text/plain; charset=utf-8", if_none_match)
-        return json_document(information(view, image.t, image.z, windows), if_none_match)
+        told = information(view, image.t, image.z, windows)
+        if image.up:
+            told["image_name"] += "/up"
+        return json_document(told, if_none_match)
     channels = _channels(view, asked.settings)
     if isinstance(command, Value):
         planes = [view.plane(image.t, c, image.z) for c in channels]
         return json_document({"values": _values(gateway, view, planes, command)}, if_none_match)
     if isinstance(command, Profile):
         planes = [view.plane(image.t, c, image.z) for c in channels]
-        return json_document({"profile": _profile(gateway, view, planes, command)}, if_none_match)
+        profile = _profile(gateway, view, planes, command)
+        if image.up:
+            profile = [point | {"y": height + 1 - point["y"]} for point in profile]
+        return json_document({"profile": profile}, if_none_match)
     # A picture of one channel, or of all in colour: of several CHAN the first counts, as in VisiOmatic.
     if asked.settings.channels:
         channels = channels[:1]

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import uvicorn
 
+from tilecast.reading import reduce_tiles
 from tilecast_plugins.web import encoding, rendering
 from tilecast_plugins.web.app import create_app
 from tilecast_plugins.web.gateway import Gateway
@@ -137,6 +138,8 @@ def warm_up() -> None:
     for dtype in ("|u1", "<u2", "<f4"):
         pixels = np.arange(64, dtype=np.dtype(dtype)).reshape(8, 8)
         decoded = pzf.decode_image(pzf.encode_image(pixels), shape=(8, 8), dtype=dtype)
+        for mask in (None, np.eye(8, dtype=np.bool_)):
+            reduce_tiles([(decoded, mask)] * 4, decoded.dtype, 8)
         picture = rendering.render([decoded], [None], rendering.Look())
         for fmt in encoding.PICTURES:
             encoding.encode(picture, fmt)

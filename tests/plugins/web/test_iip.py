@@ -150,3 +150,16 @@ def test_information_has_what_visiomatics_page_wants() -> None:
     # The page takes floor(full / 2^k) for the size of a level.
     for level in range(view.levels):
         assert (found["full_size"][1] >> level, found["full_size"][0] >> level) == view.size(level)
+
+
+@given(st.integers(-50, 250), st.integers(-50, 250), st.integers(0, 3))
+def test_y_counts_upwards_where_the_name_says_so(y1: int, y2: int, level: int) -> None:
+    assert iip.parse("FIF=r/1/up&VAL=1,2").image == iip.Image("r", 1, up=True)
+    assert iip.parse("FIF=r/1/2/3/up&VAL=1,2").image == iip.Image("r", 1, 2, 3, up=True)
+    low, high = sorted((y1, y2))
+    for command in (iip.Value(3, y1), iip.Profile(1, y1, 9, y2), iip.Region(1, low, 9, high, level)):
+        once = iip.turned(command, 200)
+        assert iip.turned(once, 200) == command
+    assert iip.turned(iip.Value(3, 1), 200) == iip.Value(3, 200)
+    assert iip.turned(iip.Region(1, 1, 9, 5, 0), 200) == iip.Region(1, 196, 9, 200, 0)
+    assert iip.turned(iip.Tile(0, 5, "jpg"), 200) == iip.Tile(0, 5, "jpg")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from integration.talking import PX_UM
 from reference import mosaic_reference
-from viewer_scans import TILE, Scan, Show
+from viewer_scans import TILE, Scan, Show, eventually
 
 
 @pytest.fixture
@@ -284,6 +284,10 @@ def test_iip_values_profiles_and_regions(client: httpx.Client, colour: Scan) -> 
             assert max(abs(after["x"] - before["x"]), abs(after["y"] - before["y"])) == 1
         for point in profile:
             assert point["values"] == expected(point["x"], point["y"])
+    up = client.get(f"{fif}/up&PFL={x},{height + 1 - y}:{x + 9},{height - 4 - y}").json()["profile"]
+    assert [(point["x"], point["y"]) for point in up[:: len(up) - 1]] == [(x, height + 1 - y), (x + 9, height - 4 - y)]
+    assert up[0]["values"] == expected(x, y)
+    assert client.get(f"{fif}/up&VAL={x},{height + 1 - y}").json() == {"values": expected(x, y)}
     found = image_of(client.get(f"{fif}&CHAN=1&MINMAX=1:0,65535&QLT=100&RGN=5,9:{5 + 89},{9 + 70}&BIN=2")).astype(int)
     level1 = colour.canvas(bounds, 1, (0, 0, 0))
     right = np.where(level1.covered, level1.values / 257, 0)[4:40, 2:47]
@@ -370,3 +374,44 @@ def test_float_runs_have_nan_where_nothing_is(client: httpx.Client, floats: Scan
             tile = expected[row * TILE : (row + 1) * TILE, col * TILE : (col + 1) * TILE]
             np.testing.assert_array_equal(np.frombuffer(chunk.content, "<f4").reshape(TILE, TILE), tile)
     assert seen > 10
+
+
+def test_the_addresses_for_viewers_lead_there(client: httpx.Client, colour: Scan) -> None:
+    found = client.get(f"/api/v1/runs/{colour.run}/viewers").json()
+    assert len(found["deepzoom"]) == len(found["catmaid"]) == 2
+    for address in (
+        *found["deepzoom"],
+        *found["catmaid"],
+        f"{found['iip']['server']}?FIF={found['iip']['image']}&INFO",
+    ):
+        assert client.get(address).status_code == 200, address
+    assert client.get(f"{found['ome_zarr_04']}/.zattrs").status_code == 200
+    assert client.get(f"{found['ome_zarr_05']}/zarr.json").status_code == 200
+    assert client.get("/api/v1/runs/0b0e5a5e-8f6d-4c43-9f5c-2f6f0f1f3a55/viewers").status_code == 404
+
+
+def test_a_canvas_that_moves_ends_the_addresses(client: httpx.Client, stage: Show) -> None:
+    """A run grows beyond its canvas: the epoch rises, old addresses are 404, new ones show the frame in its place."""
+    pixels = np.arange(64, dtype="u1").reshape(8, 8)
+    with stage.publisher("moving") as publisher:
+        run = publisher.start("moving", shape=(8, 8), dtype="|u1", px_um=PX_UM, pos_src="frame")
+        publisher.image(pixels, pos_um=(4 * PX_UM[0], 4 * PX_UM[1]))
+        stage.watch.placed(run, 1)
+        before = client.get(f"/api/v1/runs/{run}/viewers").json()
+        image = before["iip"]["image"]
+        assert client.get(f"/iip?FIF={image}&VAL=1,1").json() == {"values": [0.0]}
+        publisher.image(pixels, pos_um=(-300 * PX_UM[0], -500 * PX_UM[1]))
+        stage.watch.placed(run, 2)
+        after = eventually(
+            lambda: (found := client.get(f"/api/v1/runs/{run}/viewers").json())["epoch"] > before["epoch"] and found,
+            "the epoch rises",
+        )
+        for address in (before["deepzoom"][0], f"/iip?FIF={image}&INFO", f"{before['ome_zarr_05']}/zarr.json"):
+            assert client.get(address).status_code == 404, address
+        info = client.get(f"/iip?FIF={after['iip']['image']}&INFO").json()
+        stack = client.get(f"/catmaid/{run}/stack/0.0/info").json()
+        x, y = (round(-stack["translation"][axis] / stack["resolution"][axis]) for axis in "xy")
+        assert info["full_size"] == [stack["dimension"]["x"], stack["dimension"]["y"]]
+        values = client.get(f"/iip?FIF={after['iip']['image']}&PFL={x + 1},{y + 3}:{x + 8},{y + 3}").json()
+        assert [point["values"] for point in values["profile"]] == [[float(value)] for value in pixels[2]]
+        publisher.end(run=run)
