@@ -259,7 +259,7 @@ def _add_runs(api: APIRouter, gateway: Gateway) -> None:
     @api.get("/runs", summary="All runs, newest first")
     async def runs() -> JSONResponse:
         """Every run in one line; one that cannot be read at the moment has `error`."""
-        found = await gateway.work(gateway.source.runs)
+        found = await gateway.consult(gateway.source.runs)
         return JSONResponse(
             {"runs": [_unreadable(one) if isinstance(one, UnreadableRun) else summary(one) for one in found]}
         )
@@ -303,7 +303,7 @@ def _add_runs(api: APIRouter, gateway: Gateway) -> None:
     @api.get("/runs/{run}/log", summary="The run's log")
     async def run_log(run: RunId, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JSONResponse:
         """Events, notes and changes of epoch, oldest first."""
-        return JSONResponse({"log": _plain(await gateway.work(gateway.source.events, run.lower(), limit))})
+        return JSONResponse({"log": _plain(await gateway.consult(gateway.source.events, run.lower(), limit))})
 
     @api.get("/status", summary="How the daemon does")
     async def status() -> JSONResponse:

@@ -27,10 +27,12 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
+from tilecast.reading import StoreError
 from tilecast_plugins.web.access import problem
 from tilecast_plugins.web.gateway import Gateway
 from tilecast_plugins.web.news import Committed, Ended, Heartbeat, Lost, Moved, News, Notice, StageAt
 from tilecast_plugins.web.sources import PlacedFrame, Run, UnknownRunError
+from tilecast_protocol.errors import QueryError
 
 _BEAT_S: Final = 1.0
 _NEWEST_FRAMES: Final = 32  # named after one commit
@@ -125,6 +127,9 @@ class _Follower:
                         yield event
             except UnknownRunError:
                 yield _event("run", {"run": self._run, "kind": "deleted", "detail": {}})
+            except (StoreError, QueryError, ConnectionError) as error:
+                # The page connects again by itself, and goes on where it stands.
+                yield _event("warning", {"run": self._run, "kind": "warning", "detail": {"message": str(error)}})
 
     async def _tell(self, news: News | None) -> AsyncIterator[str]:
         match news:
@@ -176,7 +181,7 @@ class _Follower:
             )
             yield _commit(told, healed=True)
             if not found.more:
-                async for event in self._frames(before):
+                async for event in self._frames(max(before, self._rev - _NEWEST_FRAMES)):
                     yield event
                 return
 

@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import msgpack
 
-from integration.talking import PATIENCE_S, PX_UM, centre_um, picture
-from plugins.web.conftest import SHAPE, WebStation, running_web
+from integration.talking import PATIENCE_S, PX_UM, centre_um, new_uuid, picture
+from plugins.web.conftest import SHAPE, TILE, WebStation, running_web
+from tilecast.store.folders import run_folder
+from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.tile_store import NewRun
 
 
 class Event(dict[str, Any]):
@@ -40,6 +44,11 @@ class Stream:
             name, _, value = line.partition(": ")
             fields[name] = value
         raise StopIteration
+
+    def to_the_end(self) -> None:
+        """All events that are left; the connection times out if it is not closed."""
+        for _ in self._lines:
+            pass
 
     def until(self, name: str, where: Callable[[Event], bool] = lambda _: True) -> Event:
         """The first event of this name of which that is true."""
@@ -149,11 +158,7 @@ class TestFollowing:
         ):
             stream.until("hello")
             web.process.terminate()
-            try:
-                while True:
-                    stream.next()
-            except StopIteration:
-                pass
+            stream.to_the_end()
             assert web.process.wait(PATIENCE_S) == 0
 
     def test_without_a_daemon_the_store_is_looked_at(self, web_station: WebStation) -> None:
@@ -170,3 +175,14 @@ class TestFollowing:
             status = httpx.get(f"{web.url}/api/v1/status", timeout=PATIENCE_S).json()
             assert status["daemon"] is None
             assert "did not answer" in status["error"] or "no answer" in status["error"]
+
+    def test_a_run_that_is_deleted_meanwhile(self, web_station: WebStation) -> None:
+        run = new_uuid()
+        header = msgpack.packb({"dtype": "<u2", "px_um": [1.0, 1.0]})
+        new = NewRun(run=run, name="old", instrument="scope", stream="cam", start=header, settings={"tile_size": TILE})
+        SqliteStore.create(run_folder(web_station.root, run), new).close()
+        with following(web_station.web.url, run=run) as stream:
+            stream.until("hello")
+            web_station.client.delete(run)
+            assert stream.until("run")["kind"] == "deleted"
+            stream.to_the_end()
