@@ -311,7 +311,7 @@ def test_missing_frames_are_drawn_where_they_should_be_and_reported(page: Page, 
     np.testing.assert_allclose(hole["rect"][:2], [row, col], atol=1)
     text = page.locator("#report").inner_text()
     assert "11 of 12 frames" in text
-    assert re.search(r"Missing\s+1: 5", text)
+    assert re.search(r"Missing\s+1 frame: 5", text)
 
 
 def test_channels_and_planes(page: Page, station: Station, problems: PageProblems) -> None:

@@ -10,7 +10,7 @@ export class Frames {
     this.api = api;
     this.onChange = onChange;
     this.placed = new Map();
-    this.refreshHoles = throttle(2000, () => this.#loadHoles());
+    this.refreshHoles = throttle(5000, () => this.#loadHoles());
   }
 
   async open(run) {

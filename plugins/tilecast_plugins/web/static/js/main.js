@@ -260,7 +260,7 @@ function onCommit({ run, epoch, rev, tiles: written, gone: vanished, t_recv_ns }
   showLive();
 }
 
-const refreshSoon = throttle(3000, () => refreshInfo());
+const refreshSoon = throttle(10000, () => refreshInfo());
 const refreshProfile = throttle(1000, () => profile.refresh());
 
 function onResync({ run, epoch, rev }) {
@@ -340,7 +340,10 @@ function overlays() {
   requestAnimationFrame(() => {
     overlayDue = false;
     const now = scene();
-    drawUnderlay($('underlay'), now);
+    const ground = JSON.stringify([now.viewRect, now.planned ?? now.covered, now.show, document.documentElement.dataset.theme,
+      $('view').clientWidth, $('view').clientHeight]);
+    if (ground !== state.ground) drawUnderlay($('underlay'), now);
+    state.ground = ground;
     drawOverlay($('overlay'), now);
   });
 }

@@ -17,7 +17,7 @@ export function reportLines(report) {
   const expected = report.expected ?? report.planned;
   lines.push(['Received', expected ? `${report.received} of ${expected} frames` : `${report.received} frames`,
     expected && report.received < expected ? 'warn' : 'good']);
-  if (report.n_missing) lines.push(['Missing', `${report.n_missing}: ${rangesText(report.missing ?? [])}`, 'bad']);
+  if (report.n_missing) lines.push(['Missing', `${report.n_missing} ${report.n_missing === 1 ? 'frame' : 'frames'}: ${rangesText(report.missing ?? [])}`, 'bad']);
   if (report.n_unplaced) {
     const why = Object.entries(report.unplaced ?? {}).map(([reason, ranges]) => `${reason}: ${rangesText(ranges)}`);
     lines.push(['No place', `${report.n_unplaced} (${why.join('; ')})`, 'bad']);
