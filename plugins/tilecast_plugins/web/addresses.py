@@ -5,13 +5,12 @@ They hold as long as the run's epoch does; when its canvas has to move, they are
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
 
 from tilecast_plugins.web import iip
+from tilecast_plugins.web.api import REFUSALS, RunId
 from tilecast_plugins.web.canvas_view import CanvasView
 from tilecast_plugins.web.gateway import Gateway
 
@@ -38,14 +37,11 @@ class Addresses(BaseModel):
 
 def router(gateway: Gateway) -> APIRouter:
     """The endpoint."""
-    refusals: dict[int | str, dict[str, Any]] = {
-        404: {"description": "There is no such run, or no frame of it has been placed yet."}
-    }
-    routes = APIRouter(prefix="/api/v1", tags=["viewers"])
+    routes = APIRouter(prefix="/api/v1", tags=["viewers"], responses=REFUSALS)
 
-    @routes.get("/runs/{run}/viewers", responses=refusals)
-    async def viewers(request: Request, run: str) -> Addresses:
-        """Addresses of a run for other viewers."""
+    @routes.get("/runs/{run}/viewers")
+    async def viewers(request: Request, run: RunId) -> Addresses:
+        """Addresses of a run for other viewers; 404 while no frame of it has been placed."""
         root = str(request.base_url).rstrip("/")
 
         def answer() -> Addresses:

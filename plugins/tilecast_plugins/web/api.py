@@ -68,7 +68,7 @@ class NewNote(BaseModel):
     text: str = Field(min_length=1, max_length=10_000)
 
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
+REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
     for status, description in (
         ("4XX", "What is wrong with the request"),
@@ -105,7 +105,7 @@ _MASK_PARAMETER = _parameter("mask", _FLAG, "Coverage follows the pixels of `raw
 
 def router(gateway: Gateway) -> APIRouter:
     """All of `/api/v1` but events."""
-    api = APIRouter(prefix="/api/v1", responses=_REFUSALS)
+    api = APIRouter(prefix="/api/v1", responses=REFUSALS)
     _add_tiles(api, gateway)
     _add_runs(api, gateway)
     _add_pixels(api, gateway)
