@@ -65,7 +65,7 @@ def test_variables_that_are_mentioned_exist(path: Path) -> None:
     assert set(re.findall(r"\bTILECAST_[A-Z_]*[A-Z]", path.read_text())) <= known
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", [*cli.COMMANDS, *cli.guest_names()])
 def test_every_command_is_documented(name: str) -> None:
     assert re.search(rf"\btilecast {name}\b", text_of("README.md")), f"README.md does not show `tilecast {name}`"
 
@@ -77,7 +77,7 @@ def test_commands_and_their_options_that_are_shown_exist(path: Path) -> None:
         for code in code_of(path)
     ]
     for name, rest in (call.groups() for call in calls if call):
-        assert name in cli.COMMANDS, f"{path.name} shows `tilecast {name}`, which does not exist"
+        assert name in {*cli.COMMANDS, *cli.guest_names()}, f"{path.name} shows `tilecast {name}`, which does not exist"
         command = cli.main.get_command(click.Context(cli.main), name)  # type: ignore[attr-defined]
         known = {opt for param in command.params for opt in [*param.opts, *param.secondary_opts]} | {"--help", "-h"}
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest):

@@ -3,6 +3,10 @@
 Subcommands are in `tilecast.commands`, one module each, and are imported when they are called: `tilecast --help` must
 not wait for numba. So the table below holds what `--help` shows of each, and nothing else is known of them here.
 
+Plugins bring commands of their own by entry points of the group `tilecast.commands`: each names a `click.Command` in a
+module that must be quick to import. The name in the group is the command's. It gets the options that all commands have;
+its context's `obj` is the `Invocation`, with the daemon's configuration as `config`.
+
 `--config`, `--set` and `--debug` may stand before or after the name of the subcommand (`tilecast.commands.common`).
 An error that tilecast raises on purpose ends the command with exit code 2 and its message; anything else is a mistake
 of ours and shows its traceback.
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from importlib.metadata import entry_points
 from typing import Any
 
 import click
@@ -38,32 +43,77 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Name: module, which has the command as `command`, and what `--help` says of it; in the order shown."""
 
 
+ENTRY_POINT_GROUP = "tilecast.commands"
+
+
+def guest_names() -> list[str]:
+    """Names of the commands that plugins bring; nothing is imported for it."""
+    return sorted({entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)} - COMMANDS.keys())
+
+
+def _guest(name: str) -> click.Command | None:
+    """The command of a plugin, with the options of all commands; None if there is none of this name.
+
+    Raises
+    ------
+    click.ClickException
+        If it cannot be imported, or is no command.
+    """
+    found = [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == name]
+    if not found:
+        return None
+    try:
+        command = found[0].load()
+    except Exception as exc:  # a guest's code
+        raise click.ClickException(f"the command '{name}' of the plugin {found[0].value} fails: {exc!r}") from exc
+    if not isinstance(command, click.Command):
+        raise click.ClickException(f"the plugin {found[0].value} should be a click.Command; it is {command!r}")
+    if not any("--set" in param.opts for param in command.params):
+        command.params += _common_params()
+    return command
+
+
+def _common_params() -> list[click.Parameter]:
+    return click.command("any")(add_common_options(lambda: None)).params
+
+
+def _guest_summary(name: str) -> str:
+    """What `--help` says of a plugin's command."""
+    try:
+        command = _guest(name)
+    except click.ClickException as exc:
+        return exc.message
+    return "" if command is None else command.get_short_help_str(200)
+
+
 class LazyGroup(click.Group):
     """A group whose subcommands are imported when they are needed."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *guest_names()]
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
-            return None
+            return _guest(name)
         command: click.Command = importlib.import_module(COMMANDS[name][0]).command
         return command
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        guests = [(name, _guest_summary(name)) for name in guest_names()]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+            formatter.write_dl([*((name, summary) for name, (_, summary) in COMMANDS.items()), *guests])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if not args[0].startswith("-") and args[0] not in (known := self.list_commands(ctx)):
+            near = difflib.get_close_matches(args[0], known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else "`tilecast --help` lists the commands"
             raise click.UsageError(f"there is no command '{args[0]}': {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        ctx.ensure_object(Invocation)
         try:
             return super().invoke(ctx)
         except (TilecastError, OSError) as exc:

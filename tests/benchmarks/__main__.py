@@ -83,6 +83,11 @@ BENCHMARKS = {
         quick=("--shape", "256x256", "--fps", "20", "--seconds", "3", "--skip", "1"),
         needs_disk=True,
     ),
+    "web": Benchmark(
+        "tiles per second over HTTP, and what they cost a scan",
+        quick=("--part", "serving", "--shape", "512x512", "--frames", "9", "--seconds", "1"),
+        needs_disk=True,
+    ),
 }
 """In the order in which they run."""
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,26 @@ class TestHelp:
                 assert option in page, f"{name} {option}"
             first = re.sub(r"\s+", " ", page.split("\n\n")[1].strip())
             assert first[0].isupper(), name
+
+    def test_commands_of_plugins_are_listed_with_the_others(self) -> None:
+        assert re.search(r"^  web +Show mosaics in a browser", tilecast("--help").output, re.MULTILINE)
+        page = tilecast("web", "--help").output
+        assert all(option in page for option in ("--listen", "--config", "--set", "--debug"))
+        assert "did you mean 'web'?" in tilecast("wep", code=2).output
+
+    def test_a_plugins_command_that_fails_is_named_and_the_others_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        entries = [
+            EntryPoint("broken", "tilecast_no_such_module:command", cli.ENTRY_POINT_GROUP),
+            EntryPoint("wrong", "json:dumps", cli.ENTRY_POINT_GROUP),
+            EntryPoint("run", "tilecast_no_such_module:command", cli.ENTRY_POINT_GROUP),
+        ]
+        monkeypatch.setattr(cli, "entry_points", lambda **_: entries)
+        assert cli.guest_names() == ["broken", "wrong"]  # ours cannot be replaced
+        shown = tilecast("--help").output
+        assert "export-png" in shown
+        assert "tilecast_no_such_module" in shown
+        assert "No module named" in tilecast("broken", code=1).output
+        assert "should be a click.Command" in tilecast("wrong", code=1).output
 
     def test_the_version(self) -> None:
         assert re.fullmatch(r"tilecast, version \d+\.\d+\.\d+\n", tilecast("--version").output)

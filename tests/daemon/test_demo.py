@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import pty
 import re
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import termios
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +41,7 @@ from tilecast.simulate import FrameEvent, Microscope
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_protocol.ranges import RangeSet
 
-SMALL = ("--grid", "3x4", "--shape", "96x120", "--seed", "5")
+SMALL = ("--grid", "3x4", "--shape", "96x120", "--seed", "5", "--no-browser")
 FREE = tuple(f"--set={name}=tcp://127.0.0.1:*" for name in ("ingest.ack", "ingest.pull", "notify", "query"))
 
 
@@ -52,7 +55,20 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     out = tmp_path_factory.mktemp("demo") / "made" / "here"
-    command = [sys.executable, "-m", "tilecast", "demo", *SMALL, *FREE, "--fps", "10", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "tilecast",
+        "demo",
+        *SMALL,
+        *FREE,
+        "--fps",
+        "10",
+        "--scans",
+        "1",
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -85,6 +101,7 @@ class TestAtWork:
         # On a busy machine loading kernels takes as long as compiling them on another, and is spoken of.
         lines = [line for line in finished.said.splitlines() if not line.startswith("Compiled in ")]
         assert "compiled" in lines[0]
+        assert re.fullmatch(r"The live page: http://127\.0\.0\.1:\d+/", lines.pop(1))
         assert re.search(r"ingest\.ack tcp://127\.0\.0\.1:\d+, notify tcp://.*, query tcp://", lines[1])
         assert lines[2] == "tilecast demo: 3 × 4 frames of 96 × 120 px, 10 frames/s"
         last = [line for line in lines if line.startswith("12 of 12 frames in the mosaic; ")][-1]
@@ -188,6 +205,47 @@ def test_ctrl_c_in_a_terminal_ends_everything_in_good_order(tmp_path: Path) -> N
     assert '"event": "stopped"' in (tmp_path / "daemon.log").read_text()
 
 
+def test_it_scans_until_it_is_stopped_and_its_page_shows_the_runs(tmp_path: Path) -> None:
+    """The first scan is over, the second begins by itself; the page lists both, and ends with the command."""
+    command = [sys.executable, "-m", "tilecast", "demo", *SMALL, *FREE, "--fps", "20", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address, n_started = "", 0
+    for line in process.stdout:
+        found = re.search(r"The live page: (http://\S+)", line)
+        address = found[1] if found else address
+        n_started += line.rstrip().endswith("the run has started")
+        if n_started == 2:
+            break
+    with urllib.request.urlopen(f"{address}api/v1/runs") as answer:
+        names = [run["name"] for run in json.load(answer)["runs"]]
+    assert names == ["simulated scan 2", "simulated scan"]
+    with urllib.request.urlopen(address) as answer:
+        assert b"<title>tilecast</title>" in answer.read()
+    children = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert len(children) == 2
+    assert not any(child.is_running() for child in children)
+
+
+def test_a_scan_from_disk_instead(tmp_path: Path) -> None:
+    frames = np.arange(4 * 64 * 64, dtype="<u2").reshape(4, 64, 64)
+    np.savez(tmp_path / "scan.npz", frames=frames)
+    (tmp_path / "positions.csv").write_text("x_px,y_px\n0,0\n50,0\n0,50\n50,50\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tilecast", "demo", "--scan", str(tmp_path / "scan.npz"), "--scans", "1", *FREE]
+    command += ["--no-browser", "--fps", "20", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 4 frames arrived and are in the mosaic." in done.stdout
+    with SqliteReader(run_folder(out)) as reader:
+        info = reader.info()
+    assert (info.name, info.n_placements) == ("scan.npz", 4)
+    assert (info.bbox.height, info.bbox.width) == (114, 114)
+
+
 def test_a_daemon_that_dies_is_told_of(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tilecast", "demo", *SMALL, *FREE, "--fps", "2", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -195,8 +253,8 @@ def test_a_daemon_that_dies_is_told_of(tmp_path: Path) -> None:
     for line in process.stdout:
         if re.match(r"[1-9] of 12 frames", line):
             break
-    (child,) = psutil.Process(process.pid).children()
-    child.kill()
+    (daemon,) = (child for child in psutil.Process(process.pid).children() if "run" in child.cmdline())
+    daemon.kill()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "the daemon has ended in the middle of the scan" in said

@@ -1,9 +1,10 @@
-"""`tilecast demo`: a daemon and a simulated microscope, to see in half a minute what this is.
+"""`tilecast demo`: a daemon, the live page and a simulated microscope, to see in half a minute what this is.
 
-Nothing here is pretended but the specimen: the daemon is a process of its own, started as `tilecast run` would be; the
-camera and the stage are two publishers that talk to it over TCP; frames carry no positions and are joined to the stage
-stream by time. What is shown comes from the daemon's own query and notify sockets. Ctrl-C stops in the order in which
-an acquisition should stop: the scan, then its publishers, then the daemon.
+Nothing here is pretended but the specimen: the daemon is a process of its own, started as `tilecast run` would be, and
+so is the page; the camera and the stage are two publishers that talk to the daemon over TCP; frames carry no positions
+and are joined to the stage stream by time. What is shown in the terminal comes from the daemon's own query and notify
+sockets. It scans one specimen after the other, and keeps the newest few runs, until it is told to stop. Ctrl-C stops in
+the order in which an acquisition should stop: the scan, then its publishers, then the daemon.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import re
 import shutil
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +27,10 @@ from tilecast.errors import ConfigError, StoreError
 from tilecast_protocol.errors import DisconnectedError, QueryError
 
 if TYPE_CHECKING:
+    from tilecast.commands._acquisitions import Acquisition
+    from tilecast.inputs import Scan
     from tilecast.process import DaemonProcess
     from tilecast.service.config import Config
-    from tilecast.simulate import Microscope
 
 _POLL_S = 0.25
 _PATIENCE = 20  # questions without an answer, a few seconds each
@@ -36,10 +40,14 @@ _ELSEWHERE = "choose another folder with --out FOLDER"
 _RUNS_NAME = "runs"
 _PICTURE_NAME = "overview.png"
 _LOG_NAME = "daemon.log"
+_PAGE_LOG_NAME = "web.log"
+_PAUSE_S = 5.0  # between two scans
+_RUNS_KEPT = 5  # of a demonstration that goes on for days
 
 # Journal and tiles of a noisy 16-bit scan take about 1.3 times its pixels; the write-ahead log comes and goes.
 _DISK_PER_PIXEL_BYTE = 1.6
 _DISK_BYTES = 300 << 20
+_RUNS_PLANNED = 3
 
 
 def _two_numbers(_ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -73,6 +81,15 @@ def _two_numbers(_ctx: click.Context, param: click.Parameter, text: str | None) 
 @click.option(
     "--fps", type=click.FloatRange(0.01, 1000), default=10.0, show_default=True, help="Frames per second of the camera."
 )
+@click.option(
+    "--scan",
+    "scan_path",
+    metavar="SCAN",
+    type=click.Path(path_type=Path),
+    help="Stream this scan from disk, as `tilecast send` reads it, in place of the simulated microscope.",
+)
+@click.option("--scans", "n_scans", type=click.IntRange(1), help="End after so many scans, not only when stopped.")
+@click.option("--no-browser", is_flag=True, help="Open no browser; the address is printed all the same.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number, another specimen.")
 @click.option(
     "--out",
@@ -88,32 +105,45 @@ def command(
     frames: int | None,
     shape: tuple[int, int],
     fps: float,
+    scan_path: Path | None,
+    n_scans: int | None,
+    no_browser: bool,
     seed: int,
     out: Path,
 ) -> None:
-    """See tilecast at work: a simulated microscope scans, and the mosaic grows.
+    """See tilecast at work: a simulated microscope scans, and the mosaic grows, here and in a browser.
 
-    It starts a daemon, and a microscope with a camera and a stage that talk to it over TCP on this machine, as real
-    ones would. It ends by itself and leaves a picture of the mosaic and the run, which the other commands can read.
-    Ctrl-C ends it sooner, in good order.
+    It starts a daemon, the live page, and a microscope with a camera and a stage that talk to the daemon over TCP on
+    this machine, as real ones would. It scans one specimen after the other until Ctrl-C ends it in good order, and
+    keeps the newest five runs, which the other commands can read, and a picture of the last.
 
     \b
     Examples:
       tilecast demo
-      tilecast demo --grid 4x6 --fps 20 --out /tmp/demo
+      tilecast demo --grid 4x6 --fps 20 --scans 1 --out /tmp/demo
+      tilecast demo --scan my-scan/ --no-browser
     """
-    from tilecast.commands._words import describe_report
+    from tilecast.commands._acquisitions import ScanFromDisk, SimulatedScan
+    from tilecast.commands._page import PageProcess, open_browser
+    from tilecast.commands._signals import stopped_by_signals
     from tilecast.process import DaemonProcess
     from tilecast.service.logging import configure
     from tilecast.simulate import Microscope
     from tilecast_protocol.publisher import RejectedError
 
     config = invocation.config
-    # The stage is read out often enough that each exposure lies between two readings of a stage that stands still.
-    scope = Microscope(shape=shape, grid=_grid_of(frames) if frames else grid, seed=seed, stage_hz=max(50.0, 10 * fps))
+    acquisition: Acquisition
+    if scan_path is None:
+        # The stage is read out often enough that each exposure lies between two readings of a stage that stands still.
+        scope = Microscope(
+            shape=shape, grid=_grid_of(frames) if frames else grid, seed=seed, stage_hz=max(50.0, 10 * fps)
+        )
+        acquisition = SimulatedScan(scope, fps)
+    else:
+        acquisition = ScanFromDisk(_open(scan_path), scan_path.resolve().name, fps)
     own_store = config.provenance["store.path"] == "default"
     store = out / _RUNS_NAME if own_store else config.store.path
-    _prepare_folder(out, scope)
+    _prepare_folder(out, acquisition, n_scans or _RUNS_PLANNED)
     endpoints = _choose_endpoints(config)
     configure("warning", config.log.format)
     _warm_up()
@@ -123,18 +153,71 @@ def command(
     for override in invocation.overrides:
         arguments += ["--set", override]
     try:
-        with DaemonProcess(store, settings=endpoints, log_file=log_file, arguments=arguments) as daemon:
-            run, report = _scan(daemon, config.instrument, scope, fps)
+        with (
+            DaemonProcess(store, settings=endpoints, log_file=log_file, arguments=arguments) as daemon,
+            PageProcess(store, daemon.endpoints["notify"], daemon.endpoints["query"], out / _PAGE_LOG_NAME) as page,
+            stopped_by_signals() as stop,
+        ):
+            if page.address is None:
+                click.echo(f"There is no page: {page.problem}")
+            else:
+                click.echo(f"The live page: {page.address}")
+                if not no_browser:
+                    open_browser(page.address)
+            run, report = _scan_on(daemon, config.instrument, acquisition, n_scans, stop)
             code = daemon.stop()
     except RejectedError as error:
         first = error.rejected[0]
         advice = f". Free some room, or {_ELSEWHERE}" if first.reason == "disk-reserve" else ""
         raise StoreError(f"{first}{advice}") from error
-    click.echo()
-    console().print(describe_report(report))
     if code:
         raise DisconnectedError(f"the daemon did not end in good order; {log_file} says why")
     _tell(store / run, out, own_store=own_store, has_mosaic=report["placed"] > 0)
+
+
+def _open(scan_path: Path) -> Scan:
+    """A scan from disk, as `tilecast send` reads it, with what is to be said of it."""
+    from tilecast.inputs import open_scan
+
+    scan = open_scan(scan_path)
+    console().print(scan.how)
+    for warning in scan.warnings:
+        click.secho(f"Warning: {warning}", fg="yellow", err=True)
+    return scan
+
+
+def _scan_on(
+    daemon: DaemonProcess, instrument: str, acquisition: Acquisition, n_scans: int | None, stop: threading.Event
+) -> tuple[str, dict[str, Any]]:
+    """Scan again and again until stopped, or so many times; gives the last run and its report."""
+    from tilecast.commands._words import describe_report
+
+    kept: deque[str] = deque()
+    number = 0
+    while True:
+        number += 1
+        run, report = _scan(daemon, instrument, acquisition, number, stop)
+        kept.append(run)
+        click.echo()
+        console().print(describe_report(report))
+        if number == n_scans or stop.is_set():
+            return run, report
+        while len(kept) > _RUNS_KEPT:
+            _delete(daemon, kept.popleft())
+        click.echo(f"The next scan begins in {_PAUSE_S:g} s; Ctrl-C ends the demonstration.")
+        if stop.wait(_PAUSE_S):
+            return run, report
+
+
+def _delete(daemon: DaemonProcess, run: str) -> None:
+    """Remove a run of ours that is over, so that a demonstration that nobody stops does not fill the disk."""
+    from tilecast_protocol.client import Client
+
+    with Client(None, daemon.endpoints["query"]) as client:
+        try:
+            client.ask("delete", run=run)
+        except QueryError as error:
+            click.echo(f"The run {run} was not deleted: {error}")
 
 
 def _grid_of(n_frames: int) -> tuple[int, int]:
@@ -143,7 +226,7 @@ def _grid_of(n_frames: int) -> tuple[int, int]:
     return rows, math.ceil(n_frames / rows)
 
 
-def _prepare_folder(out: Path, scope: Microscope) -> None:
+def _prepare_folder(out: Path, acquisition: Acquisition, n_runs: int) -> None:
     """Make sure, before anything is started, that the scan can be written.
 
     Raises
@@ -159,7 +242,8 @@ def _prepare_folder(out: Path, scope: Microscope) -> None:
         free = shutil.disk_usage(out).free
     except OSError as error:
         raise StoreError(f"{out} cannot be written ({error.strerror}): {_ELSEWHERE}") from error
-    needed = scope.n_frames * scope.shape[0] * scope.shape[1] * 2 * _DISK_PER_PIXEL_BYTE + _DISK_BYTES
+    n_runs = min(n_runs, _RUNS_KEPT)
+    needed = n_runs * acquisition.n_frames * acquisition.frame_nbytes * _DISK_PER_PIXEL_BYTE + _DISK_BYTES
     if free < needed:
         raise StoreError(
             f"this scan needs about {format_bytes(needed)}, and the disk of {out} has {format_bytes(free)} free: "
@@ -218,51 +302,37 @@ def _port_is_free(endpoint: str) -> bool:
     return True
 
 
-def _scan(daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float) -> tuple[str, dict[str, Any]]:
+def _scan(
+    daemon: DaemonProcess, instrument: str, acquisition: Acquisition, number: int, stop: threading.Event
+) -> tuple[str, dict[str, Any]]:
     """Scan, and show it, until everything is in the mosaic; gives the run and its report."""
     from tilecast.commands._live import LiveView
-    from tilecast.commands._signals import stopped_by_signals
     from tilecast.commands._watch import RunWatch
-    from tilecast.geometry import extent_rect
-    from tilecast.simulate import run_scan
     from tilecast_protocol.messages import new_run
-    from tilecast_protocol.publisher import Publisher
 
     run = new_run()
-    endpoint = daemon.endpoints["ingest.ack"]
-    height, width = scope.shape
-    rows, cols = scope.grid
-    title = f"tilecast demo: {rows} × {cols} frames of {height} × {width} px, {fps:g} frames/s"
-    addresses = ", ".join(f"{name} {daemon.endpoints[name]}" for name in ("ingest.ack", "notify", "query"))
-    console().print(f"The daemon listens: {addresses}")
+    if number == 1:
+        addresses = ", ".join(f"{name} {daemon.endpoints[name]}" for name in ("ingest.ack", "notify", "query"))
+        console().print(f"The daemon listens: {addresses}")
     with (
         RunWatch(
             daemon.endpoints["notify"],
             daemon.endpoints["query"],
             run,
-            n_expected=scope.n_frames,
-            frame_nbytes=height * width * 2,
-            extent=extent_rect(scope.extent_um(), scope.camera_affine),
+            n_expected=acquisition.n_frames,
+            frame_nbytes=acquisition.frame_nbytes,
+            extent=acquisition.extent,
         ) as watch,
-        Publisher(endpoint, instrument=instrument, stream="stage") as stage,
-        Publisher(endpoint, instrument=instrument, stream="camera") as camera,
-        LiveView(title, "Ctrl-C stops the scan in good order", lines_after=_LINES_AFTER) as view,
-        stopped_by_signals() as stop,
+        ExitStack() as stack,
+        LiveView(acquisition.title, "Ctrl-C stops the scan in good order", lines_after=_LINES_AFTER) as view,
     ):
+        publishers = acquisition.publishers(daemon.endpoints["ingest.ack"], instrument)
+        for publisher in publishers:
+            stack.enter_context(publisher)
+        camera = publishers[-1]
 
         def scan() -> None:
-            run_scan(
-                camera,
-                stage,
-                scope,
-                fps=fps,
-                name="simulated scan",
-                pos_src="stage",
-                start_fields={"run": run, "stage_stream": "stage"},
-                stop=stop,
-            )
-            camera.flush()
-            stage.flush()
+            acquisition.send(publishers, run, number, stop)
 
         job, status, n_silent = _Job(scan), None, 0
         while status is None or not (status.ended and job.done):
@@ -274,7 +344,7 @@ def _scan(daemon: DaemonProcess, instrument: str, scope: Microscope, fps: float)
             if camera.n_rejected:
                 stop.set()  # the disk is full, most likely; what is said of it is raised by the job
             try:
-                status = watch.poll(_POLL_S, n_unacknowledged=camera.n_unsettled + stage.n_unsettled)
+                status = watch.poll(_POLL_S, n_unacknowledged=sum(one.n_unsettled for one in publishers))
             except (DisconnectedError, QueryError):
                 n_silent += 1
                 if daemon.running and n_silent > _PATIENCE:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -120,19 +120,11 @@ def command(
         publisher.start(
             name or scan_path.resolve().name,
             run=run,
-            shape=scan.shape,
-            dtype=scan.dtype,
-            px_um=scan.px_um,
-            affine=scan.affine,
-            n_expected=scan.n_frames,
-            planes=dict(zip("tcz", scan.planes, strict=True)),
-            channels=scan.channels or None,
-            extent_um=scan.extent_um,
-            pos_src="frame",
             blend=blend,
+            **start_fields(scan),
         )
         with progress("sending", scan.n_frames) as step:
-            n_sent = _send_frames(publisher, scan, fps, stop, step)
+            n_sent = send_frames(publisher, scan, fps, stop, step)
         publisher.flush()
     for refusal in refused[:_SHOWN_REFUSALS]:
         click.secho(str(refusal), fg="yellow", err=True)
@@ -147,7 +139,22 @@ def command(
         ctx.exit(_INTERRUPTED)
 
 
-def _send_frames(publisher: Publisher, scan: Scan, fps: float, stop: threading.Event, step: Callable[[], None]) -> int:
+def start_fields(scan: Scan) -> dict[str, Any]:
+    """What `start` says of a scan from disk."""
+    return {
+        "shape": scan.shape,
+        "dtype": scan.dtype,
+        "px_um": scan.px_um,
+        "affine": scan.affine,
+        "n_expected": scan.n_frames,
+        "planes": dict(zip("tcz", scan.planes, strict=True)),
+        "channels": scan.channels or None,
+        "extent_um": scan.extent_um,
+        "pos_src": "frame",
+    }
+
+
+def send_frames(publisher: Publisher, scan: Scan, fps: float, stop: threading.Event, step: Callable[[], None]) -> int:
     """Send all frames, or until `stop` is set, and end the run; gives the number of frames sent."""
     reason: Literal["done", "abort", "error"] = "error"
     n_sent = 0

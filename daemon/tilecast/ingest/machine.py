@@ -360,6 +360,16 @@ class IngestMachine:
             "runs": {phase.value: sum(run.phase is phase for run in self._runs.values()) for phase in RunPhase},
             "held": {"n": len(self._held), "nbytes": self._held.nbytes, "n_lost": self._held.n_lost},
             "refused": dict(sorted(self._refused.items())),
+            "stages": [
+                {
+                    "instrument": stage.instrument,
+                    "stream": stage.stream,
+                    "pos_um": list(stage.pos_um),
+                    "t_ns": stage.t_ns,
+                    "moving": stage.moving,
+                }
+                for stage in self._stages.latest()
+            ],
             "one_way_sources": [
                 {
                     "src": src,

@@ -93,6 +93,14 @@ class StageHistory:
         ]
         return [message for _, message in sorted(kept, key=lambda entry: entry[0])]
 
+    def latest(self) -> list[Stage]:
+        """The latest message of every stage stream that is remembered, the stream heard last at the end."""
+        return [
+            max((message for _, message in stream.messages.values()), key=lambda message: message.t_ns)
+            for stream in self._streams.values()
+            if stream.messages
+        ]
+
     def streams(self, instrument: str, now_ns: int, silent_ns: int) -> list[str]:
         """The stage streams of an instrument: those heard within `silent_ns`, or all that are remembered if none."""
         known = {key[1]: stream.heard_ns for key, stream in self._streams.items() if key[0] == instrument}

@@ -892,6 +892,17 @@ class TestLoss:
         ]
         assert thread.machine.stats()["one_way_sources"][0]["missing"] == 2
 
+    def test_where_each_stage_was_last_is_known(self) -> None:
+        thread, _ = opened()
+        assert thread.machine.stats()["stages"] == []
+        first, second = StageSource("xy"), StageSource("focus")
+        for message in (first.at(T0, 1.0, 2.0), second.at(T0 + MS, 5.0), first.at(T0 + 2 * MS, 3.5, -4.0, moving=True)):
+            thread.send(message)
+        assert thread.machine.stats()["stages"] == [
+            {"instrument": "scope", "stream": "focus", "pos_um": [5.0, 0.0], "t_ns": T0 + MS, "moving": None},
+            {"instrument": "scope", "stream": "xy", "pos_um": [3.5, -4.0], "t_ns": T0 + 2 * MS, "moving": True},
+        ]
+
     def test_the_acknowledged_path_needs_no_such_watch(self) -> None:
         thread, _ = opened()
         stage = StageSource()

@@ -1,0 +1,105 @@
+"""Reading runs, for programs that show them: all that such a program needs to import of the daemon.
+
+A gateway, an exporter or an analysis on the machine that holds the runs reads them beside the daemon, without asking
+it. This module is their door: which runs there are, a `TileReader` of one, the geometry in which tiles and placements
+are told, what a tile's coverage means, and how tiles are reduced. What lies behind it (SQLite, files, schema) may
+change without them.
+
+On another machine the same is asked through `tilecast_protocol.client`.
+
+>>> list_runs("/nonexistent")
+[]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecast.errors import StoreError as StoreError
+from tilecast.geometry import Canvas as Canvas
+from tilecast.geometry import Placement as Placement
+from tilecast.geometry import PlaneKey as PlaneKey
+from tilecast.geometry import Rect as Rect
+from tilecast.geometry import TileKey as TileKey
+from tilecast.geometry import rect_at_level as rect_at_level
+from tilecast.geometry import tile_span as tile_span
+from tilecast.geometry import tiles_in as tiles_in
+from tilecast.geometry import union_of as union_of
+from tilecast.publish.open_readers import OpenReaders
+from tilecast.reduction import blank_tile, clear_quadrant, reduce_into
+from tilecast.store.coverage import coverage_bits as coverage_bits
+from tilecast.store.coverage import coverage_unpack as coverage_unpack
+from tilecast.store.folders import FoundRun as FoundRun
+from tilecast.store.folders import folder_nbytes as folder_nbytes
+from tilecast.store.folders import list_runs as list_runs
+from tilecast.store.folders import run_folder as run_folder
+from tilecast.store.sqlite_reader import SqliteReader
+from tilecast.store.tile_store import Changes as Changes
+from tilecast.store.tile_store import PlacementRow as PlacementRow
+from tilecast.store.tile_store import RunInfo as RunInfo
+from tilecast.store.tile_store import TileReader as TileReader
+from tilecast.store.tile_store import TileStamp as TileStamp
+
+
+def open_run(root: str | os.PathLike[str], run: str) -> TileReader:
+    """A reader of one run, which any number of threads may share, while the daemon writes it.
+
+    Parameters
+    ----------
+    root : path
+        The option `store.path`.
+    run : str
+        Its UUID, lower case.
+
+    Raises
+    ------
+    StoreError
+        If there is no such run, or it cannot be read.
+    """
+    return SqliteReader(run_folder(root, run))
+
+
+def shared_readers(root: str | os.PathLike[str], most: int = 32) -> OpenReaders:
+    """Readers of all runs of a store, at most so many of them kept open; `with readers.reading(run) as reader`."""
+    return OpenReaders(lambda run: SqliteReader(run_folder(root, run)), most)
+
+
+def reduce_tiles(
+    children: Sequence[tuple[NDArray[Any], NDArray[np.bool_] | None] | None],
+    dtype: np.dtype[Any],
+    tile_size: int,
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Make a tile of the next level as the daemon makes it: the mean of the covered pixels, ties to even.
+
+    Parameters
+    ----------
+    children : four of (pixels, coverage) or None, row-major
+        Tiles of shape (tile_size, tile_size), uncovered pixels 0 (NaN in floats); coverage None for full ones; None
+        for tiles that are not there.
+    dtype : dtype
+    tile_size : int
+        Pixels; a multiple of 8.
+
+    Returns
+    -------
+    (pixels, coverage)
+        New arrays; coverage as above.
+    """
+    parent = blank_tile(dtype, tile_size)
+    mask: NDArray[np.bool_] | None = None if dtype.kind == "f" else np.zeros((tile_size, tile_size), np.bool_)
+    for number, child in enumerate(children):
+        row_half, col_half = divmod(number, 2)
+        if child is None:
+            mask = clear_quadrant(parent, mask, row_half, col_half)
+        else:
+            mask = reduce_into(child[0], child[1], parent, mask, row_half, col_half)
+    if dtype.kind == "f":
+        mask = np.isfinite(parent)
+    if mask is not None and bool(mask.all()):
+        mask = None
+    return parent, mask

@@ -1,0 +1,540 @@
+"""Where runs, tiles and placements come from: one interface, two ways.
+
+`LocalSource` reads the store of this machine beside the daemon, through `tilecast.reading`; it needs no daemon at all
+for runs that have ended. `RemoteSource` asks a daemon on another machine through its query socket. Both give the same
+values, so nothing above this module knows which it is. Orders of operators, statistics and health always go to the
+daemon, through the query socket.
+
+All methods block, may be called by any thread, and are called in the gateway's pool. News are in `news`.
+
+>>> source = LocalSource(Path("runs"))          # doctest: +SKIP
+>>> source.runs()[0].name                       # doctest: +SKIP
+'liver, slice 12'
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tilecast.reading import (
+    Canvas,
+    PlaneKey,
+    Rect,
+    RunInfo,
+    StoreError,
+    TileKey,
+    TileReader,
+    coverage_bits,
+    folder_nbytes,
+    list_runs,
+    run_folder,
+    shared_readers,
+    union_of,
+)
+from tilecast_protocol.client import Client
+from tilecast_protocol.errors import DisconnectedError, QueryError
+from tilecast_protocol.queries import COMMANDS, Reply
+
+PAGE = 4000
+"""Most tiles or frames that one answer names."""
+
+_ASK_S: Final = 3.0  # how long a question to the daemon may take
+_ORDER_S: Final = 60.0
+_SILENT_S: Final = 5.0  # how long a daemon that did not answer is left alone
+
+
+class UnknownRunError(LookupError):
+    """There is no run of that id."""
+
+
+class NoDaemonError(RuntimeError):
+    """What was asked needs the daemon, and the gateway was not told where it is."""
+
+
+class Blob(NamedTuple):
+    """A tile as stored.
+
+    Attributes
+    ----------
+    pzf : bytes
+    rev : int
+        The commit that last wrote it.
+    bits : bytes or None
+        Which pixels are covered: a bit each, row-major, packed; None where all are.
+    """
+
+    pzf: bytes
+    rev: int
+    bits: bytes | None
+
+
+class Changed(NamedTuple):
+    """What happened after a rev; rows are (t, c, z, level, row, col, rev). With `resync`, begin anew."""
+
+    epoch: int
+    resync: bool
+    tiles: list[tuple[int, ...]]
+    gone: list[tuple[int, ...]]
+    upto: int
+    more: bool
+
+
+class PlacedFrame(NamedTuple):
+    """Where a frame lies, level-0 pixels."""
+
+    frame: int
+    view: int
+    t: int
+    c: int
+    z: int
+    row: int
+    col: int
+    height: int
+    width: int
+    source: str
+    rev: int
+
+
+class UnreadableRun(NamedTuple):
+    """A run whose mosaic cannot be read at the moment, and why."""
+
+    run: str
+    state: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What the gateway knows of a run at one instant.
+
+    Attributes
+    ----------
+    run, name, instrument, stream, state : str
+    epoch, rev : int
+        The history it belongs to, and its last commit.
+    levels : int
+        Levels in the store; 0 before the first commit.
+    tile_size : int
+        Edge of a tile, pixels.
+    dtype : dtype
+    bboxes : dict of PlaneKey to Rect
+        What is covered, level-0 pixels.
+    canvas : Canvas or None
+        What viewers with non-negative indices are shown; None before the first commit.
+    start, settings : dict
+        The `start` message, and what it was resolved to.
+    created_ns : int
+        UTC.
+    n_frames : int
+        Frames in the mosaic.
+    report : dict or None
+        The last run report, and in `revision` its number.
+    """
+
+    run: str
+    name: str
+    instrument: str
+    stream: str
+    state: str
+    epoch: int
+    rev: int
+    levels: int
+    tile_size: int
+    dtype: np.dtype[Any]
+    bboxes: dict[PlaneKey, Rect]
+    canvas: Canvas | None
+    start: dict[str, Any]
+    settings: dict[str, Any]
+    created_ns: int
+    n_frames: int
+    report: dict[str, Any] | None
+    revision: int
+
+    @property
+    def bbox(self) -> Rect:
+        """What all planes cover together, level-0 pixels."""
+        return union_of(self.bboxes.values())
+
+    @property
+    def pixel_size_um(self) -> tuple[float, float]:
+        """Edges of a pixel, x and y, µm."""
+        x_um, y_um = self.start.get("px_um") or (1.0, 1.0)
+        return float(x_um), float(y_um)
+
+    @property
+    def affine(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Carries (col, row) in level-0 pixel edges to stage (x, y) in µm; pixel (0, 0) lies at stage (0, 0)."""
+        given = self.start.get("affine")
+        if given is None:
+            x_um, y_um = self.pixel_size_um
+            return (x_um, 0.0), (0.0, y_um)
+        (a, b), (c, d) = given
+        return (float(a), float(b)), (float(c), float(d))
+
+    def stage_um(self, row: float, col: float) -> tuple[float, float]:
+        """The stage position (x, y) in µm of a point in level-0 pixel edges."""
+        (a, b), (c, d) = self.affine
+        return a * col + b * row, c * col + d * row
+
+    def pixel_at(self, x_um: float, y_um: float) -> tuple[float, float]:
+        """The point (row, col) in level-0 pixel edges that lies at a stage position."""
+        (a, b), (c, d) = self.affine
+        determinant = a * d - b * c
+        return (a * y_um - c * x_um) / determinant, (d * x_um - b * y_um) / determinant
+
+    @property
+    def n_channels(self) -> int:
+        """Channels: as planned, and as seen."""
+        return self._count("c", 1)
+
+    @property
+    def n_times(self) -> int:
+        """Points in time: as planned, and as seen."""
+        return self._count("t", 0)
+
+    @property
+    def n_slices(self) -> int:
+        """Positions in z: as planned, and as seen."""
+        return self._count("z", 2)
+
+    def _count(self, axis: str, number: int) -> int:
+        planned = (self.start.get("planes") or {}).get(axis, 1)
+        return max([int(planned), *(plane[number] + 1 for plane in self.bboxes)])
+
+    @property
+    def channels(self) -> list[dict[str, Any]]:
+        """For each channel what `start` said of it: name, color, emission_nm; at least a name."""
+        given = list(self.start.get("channels") or [])
+        given += [{} for _ in range(self.n_channels - len(given))]
+        return [{"name": f"channel {number}"} | channel for number, channel in enumerate(given)]
+
+
+class Source(abc.ABC):
+    """Runs and what is in them.
+
+    Methods raise `UnknownRunError` if there is no such run, `StoreError`, `QueryError` or `DisconnectedError` if it
+    cannot be read, each with a sentence that says why.
+    """
+
+    def __init__(self, query: str | None) -> None:
+        self._clients = _Clients(query)
+
+    @abc.abstractmethod
+    def runs(self) -> list[Run | UnreadableRun]:
+        """All runs, newest first."""
+
+    @abc.abstractmethod
+    def info(self, run: str) -> Run:
+        """A run as it is now."""
+
+    @abc.abstractmethod
+    def nbytes(self, run: str) -> int:
+        """Bytes on disk of everything of a run."""
+
+    @abc.abstractmethod
+    def tile(self, run: Run, plane: PlaneKey, key: TileKey) -> Blob | None:
+        """A tile as stored, or None if there is none."""
+
+    @abc.abstractmethod
+    def tile_rev(self, run: Run, plane: PlaneKey, key: TileKey) -> int | None:
+        """The rev that last wrote a tile; None if there is none."""
+
+    @abc.abstractmethod
+    def changes(self, run: str, since: int, epoch: int | None = None, limit: int = PAGE) -> Changed:
+        """What changed after the commit `since`; a commit is never cut in two."""
+
+    @abc.abstractmethod
+    def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
+        """Frames placed after a rev, oldest change first, and whether there are more."""
+
+    @abc.abstractmethod
+    def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
+        """The run's log, oldest first, the last `limit` entries: {number, t_ns, name, detail}."""
+
+    def report(self, run: str) -> dict[str, Any]:
+        """The run's report as it stands: {report, revision, final}; of an open run live, if the daemon can be asked."""
+        info = self.info(run)
+        if info.state == "open":
+            with contextlib.suppress(NoDaemonError, QueryError, ConnectionError):
+                return self.ask("report", run=run)
+        return {"report": info.report, "revision": info.revision, "final": info.report is not None}
+
+    def ask(self, cmd: str, **arguments: Any) -> dict[str, Any]:
+        """The daemon's answer to any query without payload.
+
+        Raises
+        ------
+        NoDaemonError, QueryError, DisconnectedError
+        """
+        header = self._clients.ask(cmd, **arguments).header
+        return {key: value for key, value in header.items() if key not in ("v", "id", "ok")}
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._clients.close()
+
+
+class LocalSource(Source):
+    """Reads the store on this machine.
+
+    Parameters
+    ----------
+    root : Path
+        The folder of the runs.
+    query : str, optional
+        The daemon's query endpoint, for orders and statistics.
+    """
+
+    def __init__(self, root: Path, query: str | None = None) -> None:
+        super().__init__(query)
+        self._root = root
+        self._readers = shared_readers(root)
+
+    def runs(self) -> list[Run | UnreadableRun]:
+        found: list[Run | UnreadableRun] = []
+        for entry in reversed(list_runs(self._root)):
+            if entry.info is None:
+                found.append(UnreadableRun(entry.run, "making" if entry.making else "damaged", entry.error))
+            else:
+                found.append(_run_of(entry.info))
+        return found
+
+    def info(self, run: str) -> Run:
+        with self._reading(run) as reader:
+            return _run_of(reader.info())
+
+    def nbytes(self, run: str) -> int:
+        return folder_nbytes(self._folder(run))
+
+    def tile(self, run: Run, plane: PlaneKey, key: TileKey) -> Blob | None:
+        with self._reading(run.run) as reader:
+            stored = reader.tile(plane, key)
+        if stored is None:
+            return None
+        return Blob(stored.pzf, stored.rev, coverage_bits(stored.coverage, run.tile_size))
+
+    def tile_rev(self, run: Run, plane: PlaneKey, key: TileKey) -> int | None:
+        with self._reading(run.run) as reader:
+            return reader.tile_rev(plane, key)
+
+    def changes(self, run: str, since: int, epoch: int | None = None, limit: int = PAGE) -> Changed:
+        with self._reading(run) as reader:
+            found = reader.changes(since, epoch=epoch, limit=limit)
+        return Changed(
+            found.epoch,
+            found.resync,
+            [(*stamp.plane, *stamp.key, stamp.rev) for stamp in found.tiles],
+            [(*stamp.plane, *stamp.key, stamp.rev) for stamp in found.gone],
+            found.upto,
+            found.more,
+        )
+
+    def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
+        with self._reading(run) as reader:
+            rows = list(islice(reader.placements(since), limit + 1))
+        placed = [
+            PlacedFrame(
+                placement.frame,
+                placement.view,
+                *placement.plane,
+                placement.row,
+                placement.col,
+                placement.height,
+                placement.width,
+                placement.source,
+                rev,
+            )
+            for placement, rev in rows[:limit]
+        ]
+        return placed, len(rows) > limit
+
+    def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
+        with self._reading(run) as reader:
+            rows = list(reader.events())[-limit:]
+        return [{"number": row.number, "t_ns": row.t_ns, "name": row.name, "detail": row.detail} for row in rows]
+
+    def close(self) -> None:
+        super().close()
+        self._readers.close()
+
+    def _folder(self, run: str) -> Path:
+        try:
+            folder = run_folder(self._root, run)
+        except StoreError as error:
+            raise UnknownRunError(f"there is no run {run!r}: runs have UUIDs in lower case") from error
+        if not folder.is_dir():
+            self._readers.forget(run)
+            raise UnknownRunError(f"there is no run {run} here; /api/v1/runs lists those that are")
+        return folder
+
+    @contextlib.contextmanager
+    def _reading(self, run: str) -> Iterator[TileReader]:
+        self._folder(run)
+        with self._readers.reading(run) as reader:
+            yield reader
+
+
+class RemoteSource(Source):
+    """Asks a daemon, which may run on another machine.
+
+    Parameters
+    ----------
+    query : str
+        Its query endpoint.
+    """
+
+    def __init__(self, query: str) -> None:
+        super().__init__(query)
+
+    def runs(self) -> list[Run | UnreadableRun]:
+        found: list[Run | UnreadableRun] = []
+        for row in self.ask("runs")["runs"]:
+            if "epoch" not in row:
+                found.append(UnreadableRun(row["run"], str(row.get("state")), str(row.get("error", ""))))
+            else:
+                with contextlib.suppress(UnknownRunError):  # deleted this moment
+                    found.append(self.info(row["run"]))
+        return sorted(found, key=lambda one: -one.created_ns if isinstance(one, Run) else 0)
+
+    def info(self, run: str) -> Run:
+        details = self._asked("run", run=run)["run"]
+        canvas = details["canvas"]
+        size = int(details["tile_size"])
+        return Run(
+            **{key: details[key] for key in ("run", "name", "instrument", "stream", "state", "epoch", "rev", "levels")},
+            tile_size=size,
+            dtype=np.dtype(details["dtype"]),
+            bboxes={PlaneKey(*plane): Rect(*rect) for plane, rect in details["bboxes"]},
+            canvas=canvas and Canvas(Rect(*canvas["bounds"]), canvas["levels"], size, canvas["fixed"]),
+            start=details["start"],
+            settings=details["settings"],
+            created_ns=details["created_ns"],
+            n_frames=details["frames"],
+            report=details["report"],
+            revision=details["revision"],
+        )
+
+    def nbytes(self, run: str) -> int:
+        return int(self._asked("run", run=run)["run"]["bytes"])
+
+    def tile(self, run: Run, plane: PlaneKey, key: TileKey) -> Blob | None:
+        with _known(run.run):
+            reply = self._clients.ask("tile", run=run.run, tcz=tuple(plane), level=key.level, row=key.row, col=key.col)
+        if reply.header.get("absent"):
+            return None
+        bits = None if reply.header["coverage"] == "full" else bytes(reply.payload[1])
+        return Blob(bytes(reply.payload[0]), int(reply.header["rev"]), bits)
+
+    def tile_rev(self, run: Run, plane: PlaneKey, key: TileKey) -> int | None:
+        # Beyond every rev, so that the daemon answers with the rev alone.
+        answer = self._asked(
+            "tile", run=run.run, tcz=tuple(plane), level=key.level, row=key.row, col=key.col, if_newer=2**62
+        )
+        return None if answer.get("absent") else int(answer["rev"])
+
+    def changes(self, run: str, since: int, epoch: int | None = None, limit: int = PAGE) -> Changed:
+        asked_epoch = self.info(run).epoch if epoch is None else epoch
+        answer = self._asked("changes", run=run, epoch=asked_epoch, since=since, limit=limit)
+        if answer["resync"]:
+            return Changed(answer["epoch"], True, [], [], self.info(run).rev, False)
+        tiles, gone = ([tuple(row) for row in answer[key]] for key in ("tiles", "gone"))
+        return Changed(answer["epoch"], False, tiles, gone, answer["upto"], answer["more"])
+
+    def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
+        answer = self._asked("placements", run=run, since=since, limit=limit)
+        # The daemon's rows have the image's number in the journal before the rev.
+        placed = [PlacedFrame._make([*row[:10], row[11]]) for row in answer["placements"]]
+        return placed, bool(answer["more"])
+
+    def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:  # noqa: ARG002  (nobody can be asked)
+        self.info(run)
+        raise QueryError("unknown-command", "the log of a run is not told by the daemon; read it on its own machine")
+
+    def _asked(self, cmd: str, **arguments: Any) -> dict[str, Any]:
+        with _known(str(arguments.get("run"))):
+            return self.ask(cmd, **arguments)
+
+
+@contextlib.contextmanager
+def _known(run: str) -> Iterator[None]:
+    """Turn the daemon's word for a run that is not there into ours."""
+    try:
+        yield
+    except QueryError as error:
+        if error.code != "unknown-run":
+            raise
+        raise UnknownRunError(f"there is no run {run} here; /api/v1/runs lists those that are") from error
+
+
+class _Clients:
+    """A client of the query socket for each thread, since a client belongs to one.
+
+    A daemon that did not answer is not asked again for some seconds: threads that wait for it would be missing where
+    tiles are made.
+    """
+
+    def __init__(self, query: str | None) -> None:
+        self._query = query
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._all: list[Client] = []
+        self._silent_until_s = 0.0
+
+    def ask(self, cmd: str, **arguments: Any) -> Reply:
+        """Ask through the calling thread's client."""
+        if self._query is None:
+            raise NoDaemonError("this needs the daemon: start the gateway with the address of its query socket")
+        if time.monotonic() < self._silent_until_s:
+            raise DisconnectedError(f"the tilecast daemon at {self._query} did not answer a moment ago; is it running?")
+        client: Client | None = getattr(self._local, "client", None)
+        if client is None:
+            client = self._local.client = Client(None, self._query)
+            with self._lock:
+                self._all.append(client)
+        is_order = cmd in COMMANDS and COMMANDS[cmd].operator
+        try:
+            return client.ask(cmd, timeout_s=_ORDER_S if is_order else _ASK_S, **arguments)
+        except DisconnectedError:
+            if not is_order:
+                self._silent_until_s = time.monotonic() + _SILENT_S
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            for client in self._all:
+                client.close()
+            self._all.clear()
+
+
+def _run_of(info: RunInfo) -> Run:
+    start = info.header
+    return Run(
+        run=info.run,
+        name=info.name,
+        instrument=info.instrument,
+        stream=info.stream,
+        state=info.state,
+        epoch=info.epoch,
+        rev=info.rev,
+        levels=info.levels,
+        tile_size=int(info.settings["tile_size"]),
+        dtype=np.dtype(start["dtype"]),
+        bboxes=info.bboxes,
+        canvas=info.canvas,
+        start=start,
+        settings=info.settings,
+        created_ns=info.created_ns,
+        n_frames=info.n_placements,
+        report=info.report,
+        revision=info.revision,
+    )
