@@ -99,14 +99,21 @@ def show(page: Page, scan: Scan, *, more: str = "") -> None:
 
 def settle(page: Page) -> None:
     """Wait until the view stands still and every tile in it is up to date."""
-    page.wait_for_function(
-        """() => {
-          const { mosaic, tiles } = tilecast;
-          const at = JSON.stringify(mosaic.viewport.getBounds(true));
-          const still = globalThis.settledAt === at && tiles.nFetching === 0 && mosaic.image.getFullyLoaded();
-          globalThis.settledAt = at;
-          return still && mosaic.drawn.every((tile) => tiles.isCurrent(tile))
-            && mosaic.drawn.every((tile) => tile.painted.startsWith(`${tile.version} ${mosaic.lookStamp} `));
-        }""",
-        polling=100,
-    )
+    try:
+        page.wait_for_function(f"() => Object.values(({STATE})()).every(Boolean)", polling=100, timeout=60_000)
+    except Exception as error:
+        raise AssertionError(f"the page does not come to rest: {page.evaluate(STATE)}") from error
+
+
+#: What has to be true of a page at rest.
+STATE = """() => {
+  const { mosaic, tiles } = tilecast;
+  const [now, then] = [true, false].map((current) => JSON.stringify(mosaic.viewport.getBounds(current)));
+  return {
+    still: now === then,
+    fetched: tiles.nFetching === 0,
+    loaded: mosaic.image.getFullyLoaded(),
+    current: mosaic.drawn.every((tile) => tiles.isCurrent(tile)),
+    painted: mosaic.drawn.every((tile) => tile.painted.startsWith(`${tile.version} ${mosaic.lookStamp} `)),
+  };
+}"""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 from http.cookies import CookieError, SimpleCookie
+from traceback import format_exception
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -219,5 +220,5 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    log.error("a request failed", path=request.url.path, error=repr(error), exc_info=error)
+    log.error("a request failed", path=request.url.path, error=repr(error), trace="".join(format_exception(error)))
     return problem(500, "the gateway failed to answer this; its log says why")

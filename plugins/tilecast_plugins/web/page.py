@@ -21,7 +21,8 @@ _OPENSEADRAGON_STYLE: Final = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqp
 
 HEADERS: Final = {
     # Scripts and styles from here only, none of them in line; pictures also from canvases of the page itself.
-    "Content-Security-Policy": f"default-src 'none'; script-src 'self'; style-src 'self' {_OPENSEADRAGON_STYLE}; img-src 'self' data: blob:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
+    f"style-src 'self' {_OPENSEADRAGON_STYLE}; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
