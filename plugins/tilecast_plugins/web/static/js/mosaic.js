@@ -131,7 +131,9 @@ function makeDrawerClass(scene) {
         context.drawImage(picture, x0, y0, x1 - x0, y1 - y0);
       }
       this.shown = { place, flat, stamps: new Map(ready.map(({ tile, stamp }) => [tile.key, stamp])) };
-      scene.onDrawn(ready.map(({ tile }) => tile), bounds, scale);
+      // Not within the drawing: OpenSeadragon forgets a redraw that is asked for while it draws.
+      const drawn = ready.map(({ tile }) => tile);
+      queueMicrotask(() => scene.onDrawn(drawn, bounds, scale));
     }
   };
 }
