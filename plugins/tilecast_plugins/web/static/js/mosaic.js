@@ -131,7 +131,9 @@ function makeDrawerClass(scene) {
         context.drawImage(picture, x0, y0, x1 - x0, y1 - y0);
       }
       this.shown = { place, flat, stamps: new Map(ready.map(({ tile, stamp }) => [tile.key, stamp])) };
-      scene.onDrawn(ready.map(({ tile }) => tile), bounds, scale);
+      // Not within the drawing: OpenSeadragon forgets a redraw that is asked for while it draws.
+      const drawn = ready.map(({ tile }) => tile);
+      queueMicrotask(() => scene.onDrawn(drawn, bounds, scale));
     }
   };
 }
@@ -215,6 +217,10 @@ export class Mosaic {
     this.source.setLevels(levels);
     this.viewer.world.removeAll();
     const { half } = this.source;
+    // The view must be of a sensible size before the first drawing: the source is larger than any list of tiles.
+    this.#limitZoom();
+    const side = tileSize * 2 ** levels;
+    this.viewport.fitBounds(new OSD.Rect(-side, -side, 2 * side, 2 * side), true);
     await new Promise((resolve, reject) => {
       this.viewer.addTiledImage({
         tileSource: this.source,
@@ -226,19 +232,19 @@ export class Mosaic {
       });
     });
     this.image = this.viewer.world.getItemAt(0);
-    this.#limitZoom();
   }
 
+  /** From one level-0 pixel as 40 on screen to a tile of the top level as 48: never more tiles than can be handled. */
   #limitZoom() {
-    // From one level-0 pixel as 40 on screen to a hundred times the largest mosaic.
     const width = this.viewport.getContainerSize().x;
     this.viewport.maxZoomLevel = 40 / width;
-    this.viewport.minZoomLevel = 1e-9;
+    this.viewport.minZoomLevel = 48 / (this.tiles.info.tileSize * 2 ** this.source.topLevel) / width;
   }
 
   setLevels(n) {
     if (!this.source || n - 1 === this.source.topLevel) return;
     this.source.setLevels(n);
+    this.#limitZoom();
     this.image.savedCutOffLevel = this.source.minLevel;
     this.image._needsUpdate = true;
     this.redraw();
