@@ -34,7 +34,7 @@ from tilecast.geometry import Canvas, Rect
 from tilecast.hookspecs import Committed
 from tilecast.ingest.room import Disk, Room
 from tilecast.ingest.syncer import Syncer
-from tilecast.pyramid import Batch
+from tilecast.pyramid import Address, Batch, RenderedTile
 from tilecast.queues import ByteQueue
 from tilecast.service.runs import Run
 from tilecast.store.coverage import coverage_pack
@@ -57,7 +57,8 @@ T = TypeVar("T")
 #: Above this many changed tiles a notification only says that there are many (PROTOCOL, 3).
 MAX_ANNOUNCED_TILES = 4000
 _RETRY_S = 1.0
-_WORTH_A_HELPER = 8  # tiles, which take about as long as waking another thread
+_ENCODERS = 2  # threads
+_WORTH_AN_ENCODER = 8  # tiles, which take about as long as waking another thread
 _DURABLE_POLL_S = 0.5
 
 
@@ -216,7 +217,8 @@ class Committer:
         self._revs: dict[str, tuple[int, int]] = {}
         self._stopping = threading.Event()
         self.stats = CommitterStats()
-        self._helper = ThreadPoolExecutor(1, "tilecast-encode")
+        self._encoders = ThreadPoolExecutor(_ENCODERS, "tilecast-encode")
+        self._encoding: Encoding | None = None
         self._thread = threading.Thread(target=self._run, name="tilecast-store", daemon=True)
 
     def start(self) -> None:
@@ -245,32 +247,49 @@ class Committer:
 
     def _run(self) -> None:
         try:
-            while not self._queue.drained:
-                item = self._queue.get(timeout_s=1.0)
-                if item is not None:
-                    self._do(item)
+            while not self._queue.drained or self._encoding is not None:
+                item = self._queue.get(timeout_s=1.0 if self._encoding is None else 0.0)
+                if isinstance(item, Rendered):
+                    encoding = Encoding(item, self._encoders)
+                    self._finish()  # while the next is encoded
+                    self._encoding = encoding
+                else:
+                    self._finish()
+                    if item is not None:
+                        self._do(item, partial(self._other, item))
         except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
             self._on_failure("store", error)
         finally:
             self._queue.close()
-            self._helper.shutdown()
+            self._encoders.shutdown()
             for run in list(self._open):
                 self._close(run)
+            left: list[StoreItem] = [] if self._encoding is None else [self._encoding.item]
             while (item := self._queue.get(timeout_s=0)) is not None:
+                left.append(item)
+            for item in left:
                 refuse(item, StoreError("the daemon has stopped writing"))
 
-    def _do(self, item: StoreItem) -> None:
+    def _finish(self) -> None:
+        """Commit what is being encoded, if anything is."""
+        encoding, self._encoding = self._encoding, None
+        if encoding is not None:
+            self._do(encoding.item, partial(self._commit, encoding))
+
+    def _other(self, item: Opened | Marked | Closed) -> None:
+        match item:
+            case Opened(run):
+                self._opened(run)
+            case Marked():
+                self._mark(item)
+            case Closed(run, on_done):
+                self._close(run.run)
+                on_done()
+
+    def _do(self, item: StoreItem, work: Callable[[], None]) -> None:
+        """Do `work` for an item; if it fails, the item's run is stuck."""
         try:
-            match item:
-                case Opened(run):
-                    self._opened(run)
-                case Rendered():
-                    self._commit(item)
-                case Marked():
-                    self._mark(item)
-                case Closed(run, on_done):
-                    self._close(run.run)
-                    on_done()
+            work()
         except StoreError as error:
             run = item.run
             if not run.stuck:
@@ -319,14 +338,14 @@ class Committer:
         self._revs[run.run] = (info.epoch, info.rev)
         run.store_ready.set()
 
-    def _commit(self, item: Rendered) -> None:
+    def _commit(self, encoding: Encoding) -> None:
+        item = encoding.item
         if item.run.stuck:
             return  # this batch rests on one that is missing
         if self._disk.room() >= Room.STOP:
             raise StoreFullError(self._disk.sentence)
         opened = self._open[item.run.run]
-        began = time.monotonic()
-        rows = encode_rows(item.batch, self._helper)
+        rows = encoding.rows()
         encoded = time.monotonic()
         while not self._syncer.wait_durable(item.ticket, _DURABLE_POLL_S):
             if self._syncer.failure is not None:
@@ -385,7 +404,7 @@ class Committer:
         stats.n_commits += 1
         stats.n_tiles += len(rows)
         stats.n_bytes += sum(len(row.pzf) for row in rows)
-        stats.encode_s += encoded - began
+        stats.encode_s += encoding.seconds
         stats.wait_durable_s += durable - encoded
         stats.commit_s += done - durable
         if item.t_recv_ns is not None:
@@ -513,19 +532,51 @@ def extent_of(start: Start) -> Rect | None:
     return None if start.extent_um is None else geometry.extent_rect(start.extent_um, start.effective_affine)
 
 
-def encode_rows(batch: Batch, helper: Executor | None = None) -> list[TileRow]:
-    """The tiles of a batch as the store keeps them: PZF, and packed coverage; `helper` does half of them."""
-    images = [tile.pixels for tile in batch.tiles.values()]
-    half = len(images) // 2
-    if helper is None or half < _WORTH_A_HELPER:
-        records = pzf.encode_images(images)
-    else:
-        second = helper.submit(pzf.encode_images, images[half:])
-        records = pzf.encode_images(images[:half]) + second.result()
+def encode_rows(batch: Batch) -> list[TileRow]:
+    """The tiles of a batch as the store keeps them: PZF, and packed coverage."""
+    return _as_rows(list(batch.tiles.items()))
+
+
+def _as_rows(tiles: Sequence[tuple[Address, RenderedTile]]) -> list[TileRow]:
+    records = pzf.encode_images([tile.pixels for _, tile in tiles])
     return [
         TileRow(plane, key, record, coverage_pack(tile.coverage))
-        for ((plane, key), tile), record in zip(batch.tiles.items(), records, strict=True)
+        for ((plane, key), tile), record in zip(tiles, records, strict=True)
     ]
+
+
+class Encoding:
+    """A batch while its tiles are encoded, each half by another thread, and the one before it is committed.
+
+    Parameters
+    ----------
+    item : Rendered
+    encoders : Executor
+        The threads.
+
+    Attributes
+    ----------
+    seconds : float
+        How long it took, once `rows` has returned.
+    """
+
+    def __init__(self, item: Rendered, encoders: Executor) -> None:
+        self.item = item
+        self.seconds = 0.0
+        tiles = [] if item.run.stuck else list(item.batch.tiles.items())
+        parts = _ENCODERS if len(tiles) >= _ENCODERS * _WORTH_AN_ENCODER else 1
+        size = -(-len(tiles) // parts)
+        self._parts = [encoders.submit(self._encode, tiles[i * size : (i + 1) * size]) for i in range(parts)]
+
+    def _encode(self, tiles: Sequence[tuple[Address, RenderedTile]]) -> list[TileRow]:
+        began = time.monotonic()
+        rows = _as_rows(tiles)
+        self.seconds = max(self.seconds, time.monotonic() - began)
+        return rows
+
+    def rows(self) -> list[TileRow]:
+        """Its tiles, encoded; waits for them."""
+        return [row for part in self._parts for row in part.result()]
 
 
 def rect_um(rect: Rect, affine: Sequence[Sequence[float]]) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -27,6 +27,7 @@ from tilecast.service import committer
 from tilecast.service.committer import (
     Closed,
     Committer,
+    Encoding,
     Marked,
     Opened,
     Rendered,
@@ -675,10 +676,11 @@ def test_a_batch_becomes_one_transaction(tmp_path: Path) -> None:
     made.close()
 
 
-def test_a_helper_encodes_half_of_the_tiles(tmp_path: Path) -> None:
+def test_each_half_of_the_tiles_is_encoded_by_another_thread(tmp_path: Path) -> None:
     made = Recording(tmp_path)
-    batch = Rendering(made).batch(*CORNERS)
-    assert len(batch.tiles) >= 16, "fewer are not worth a helper"
+    rendering = Rendering(made)
+    batch = rendering.batch(*CORNERS)
+    assert len(batch.tiles) >= 16, "fewer are not worth another thread"
 
     class Counting(ThreadPoolExecutor):
         n_jobs = 0
@@ -687,9 +689,11 @@ def test_a_helper_encodes_half_of_the_tiles(tmp_path: Path) -> None:
             self.n_jobs += 1
             return super().submit(*job, **options)
 
-    with Counting(1) as helper:
-        rows = encode_rows(batch, helper)
-        assert helper.n_jobs == 1
+    with Counting(2) as encoders:
+        encoding = Encoding(Rendered(made.run, batch, None, 0), encoders)
+        rows = encoding.rows()
+        assert encoders.n_jobs == 2
+        assert encoding.seconds > 0
     assert [(row.plane, row.key) for row in rows] == list(batch.tiles)
     for row, tile in zip(rows, batch.tiles.values(), strict=True):
         assert np.array_equal(pzf.decode_image(row.pzf), tile.pixels)
