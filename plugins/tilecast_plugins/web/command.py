@@ -41,8 +41,7 @@ _NEEDS_EXTRA = "`tilecast web` needs the extra `web`, which is not installed: pi
 @click.option(
     "--token",
     metavar="TEXT",
-    envvar="TILECAST_WEB_TOKEN",
-    help="The token itself; other users of this machine can see it. Also: the variable TILECAST_WEB_TOKEN.",
+    help="The token itself; other users of this machine can see it.",
 )
 @click.option("--cors", metavar="ORIGIN", multiple=True, help="A page elsewhere that may read: https://host, or '*'.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that answer.")
