@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tilecast import calibration as cal
-from tilecast.errors import CalibrationError, StoreError
+from tilecast.errors import CalibrationError, StoreError, StoreTooNewError
 from tilecast.geometry import PlaneKey, Rect, TileKey
 from tilecast.pyramid import PyramidSettings, RenderedTile
 from tilecast.service import runs
@@ -124,9 +124,12 @@ def repair_run(
         If another process writes the run.
     StoreError, JournalError
         If something cannot be written.
+    StoreTooNewError
+        If a newer tilecast wrote it.
     """
     with ExitStack() as stack:
         held = lock if lock is not None else stack.enter_context(RunLock(folder))
+        _refuse_newer(folder)
 
         def check() -> list[Finding]:
             return check_run(folder, lock=held, journal=journal, frames_may_wait=frames_may_wait, progress=progress)
@@ -145,6 +148,16 @@ def repair_run(
             done += said
             findings = check()
         return Repaired(tuple(done), tuple(findings), change)
+
+
+def _refuse_newer(folder: Path) -> None:
+    """What a newer tilecast wrote is not damaged; StoreTooNewError, which says what to do."""
+    try:
+        runs.read_frozen(folder)
+    except StoreTooNewError:
+        raise
+    except StoreError:
+        pass  # it is looked at with everything else
 
 
 def _any(findings: Sequence[Finding], *kinds: Kind) -> bool:
