@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -120,7 +121,7 @@ def verify_archive(path: Path, *, progress: Progress = lambda *_: None) -> tuple
             if name == SUMS_NAME:
                 expected = _read_sums(content.read())
             else:
-                found[name] = _sha256(iter(lambda content=content: content.read(1 << 20), b""))  # type: ignore[misc]
+                found[name] = hashlib.file_digest(content, "sha256").hexdigest()
             progress("checking", min(total, member.offset_data + member.size), total)
     _compare(path, found, expected)
     return run, found
@@ -215,7 +216,7 @@ def _write(folder: Path, file: IO[bytes], database: Path, progress: Progress) ->
         text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
         info = tarfile.TarInfo(f"{folder.name}/{SUMS_NAME}")
         info.size, info.mode = len(text), _MODE
-        archive.addfile(info, _BytesOnce(text))
+        archive.addfile(info, io.BytesIO(text))
     return sums
 
 
@@ -293,18 +294,6 @@ class _Content:
                 self._sha256.update(_ZEROS[:piece])
 
 
-class _BytesOnce:
-    """Bytes to be read once, as `tarfile` reads."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, nbytes: int) -> bytes:
-        """The next bytes."""
-        data, self._data = self._data[:nbytes], self._data[nbytes:]
-        return data
-
-
 def _pieces(nbytes: int) -> Iterator[tuple[int, int]]:
     for offset in range(0, nbytes, len(_ZEROS)):
         yield offset, min(len(_ZEROS), nbytes - offset)
@@ -356,7 +345,6 @@ def _unpack(path: Path, run: str, partial: Path, progress: Progress) -> None:
                 continue
             target = written[name] = partial / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            member.name = target.relative_to(partial).as_posix()
             archive.makefile(member, str(target))  # also with holes
             progress("unpacking", min(total, member.offset_data + member.size), total)
     for target in written.values():
@@ -369,19 +357,12 @@ def _unpack(path: Path, run: str, partial: Path, progress: Progress) -> None:
     found = {}
     for number, (name, target) in enumerate(written.items(), 1):
         with target.open("rb") as file:
-            found[name] = _sha256(iter(lambda file=file: file.read(1 << 20), b""))  # type: ignore[misc]
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
         progress("checking", number, len(written))
     _compare(path, found, expected)
     info = look_into(partial).info
     if info is not None and info.run != run:
         raise StoreError(f"{path} says that it holds run {run}, and holds {info.run}")
-
-
-def _sha256(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_sums(text: bytes) -> dict[str, str]:

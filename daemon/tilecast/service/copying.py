@@ -44,6 +44,7 @@ from tilecast.store.sqlite_connection import (
     has_run,
     sync_folder,
     tile_file_path,
+    wal_path,
 )
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_file import Extent
@@ -61,8 +62,8 @@ _NICE = 10
 _ATTEMPTS = 3
 
 
-class _Changed(Exception):  # noqa: N818 - no error
-    """The run was sealed, or its recording dropped, while it was copied: begin anew."""
+class ChangedError(StoreError):
+    """The run was loaded, sealed or swapped while it was read: begin anew."""
 
 
 class Store(NamedTuple):
@@ -113,14 +114,15 @@ def copy_run(folder: Path, into: Path, *, progress: Progress = lambda *_: None) 
                     partial.rename(target)
                     sync_folder(into)
                     return target
-            except _Changed:
+            except ChangedError:
                 continue
             except RunLockedError:
                 raise  # another process makes it
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
-    raise StoreError(f"the run in {folder} changes all the time; try again when it is quiet")
+    shutil.rmtree(partial, ignore_errors=True)
+    raise _changed(folder)
 
 
 def settle(folder: Path, lock: RunLock, event: str, detail: dict[str, Any]) -> None:
@@ -152,6 +154,8 @@ def reading_store(folder: Path) -> Iterator[Store | None]:
 
     Raises
     ------
+    ChangedError
+        At the end, if somebody has begun to write it, and what was read may be of two moments.
     StoreError
         If it cannot be read.
     """
@@ -159,8 +163,11 @@ def reading_store(folder: Path) -> Iterator[Store | None]:
     if not path.exists():
         yield None
         return
+    before = _as_it_lies(path)
     with contextlib.ExitStack() as last, explained(path, "read it"):
-        connection = connect(path, "ro", cache_kib=_CACHE_KIB)
+        # Without a log nobody writes it, and SQLite would have to make one to read it the usual way.
+        is_closed = before is not None
+        connection = connect(path, "ro&immutable=1" if is_closed else "ro", cache_kib=_CACHE_KIB)
         last.callback(connection.close)
         check_version(connection, path, for_reading=True)
         if not has_run(connection):
@@ -172,6 +179,20 @@ def reading_store(folder: Path) -> Iterator[Store | None]:
             raise StoreDamagedError(f"the tiles of the run, {tile_file}, are missing; see `tilecast fsck`") from error
         last.callback(os.close, tile_fd)
         yield Store(connection, tile_file, tile_fd)
+        if is_closed and _as_it_lies(path) != before:
+            raise _changed(folder)
+
+
+def _as_it_lies(path: Path) -> tuple[int, int, int] | None:
+    """What tells whether a closed database has been written to; None if it is open."""
+    if wal_path(path).exists():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _changed(folder: Path) -> ChangedError:
+    return ChangedError(f"the run in {folder} was changed while it was read; try again")
 
 
 def named_extents(connection: sqlite3.Connection, since: int = 0) -> Iterator[Extent]:
@@ -232,9 +253,9 @@ def _copy_into(folder: Path, partial: Path, progress: Progress) -> None:
         try:
             _copy_recording(folder, partial, progress)
         except FileNotFoundError:
-            raise _Changed from None
+            raise _changed(folder) from None
         if state not in ("", "sealed") and not (partial / JOURNAL_NAME).is_dir():
-            raise _Changed  # sealed since
+            raise _changed(folder)  # sealed since
     if not state and not (partial / JOURNAL_NAME).is_dir():
         raise StoreError(f"there is nothing of a run in {folder}")
     for path in other_files(folder):
