@@ -124,12 +124,9 @@ def repair_run(
         If another process writes the run.
     StoreError, JournalError
         If something cannot be written.
-    StoreTooNewError
-        If a newer tilecast wrote it.
     """
     with ExitStack() as stack:
         held = lock if lock is not None else stack.enter_context(RunLock(folder))
-        _refuse_newer(folder)
 
         def check() -> list[Finding]:
             return check_run(folder, lock=held, journal=journal, frames_may_wait=frames_may_wait, progress=progress)
@@ -148,16 +145,6 @@ def repair_run(
             done += said
             findings = check()
         return Repaired(tuple(done), tuple(findings), change)
-
-
-def _refuse_newer(folder: Path) -> None:
-    """What a newer tilecast wrote is not damaged; StoreTooNewError, which says what to do."""
-    try:
-        runs.read_frozen(folder)
-    except StoreTooNewError:
-        raise
-    except StoreError:
-        pass  # it is looked at with everything else
 
 
 def _any(findings: Sequence[Finding], *kinds: Kind) -> bool:
@@ -189,6 +176,8 @@ def _repair_frozen(folder: Path, journal: Journal | None) -> list[str]:
             wanted = runs.Frozen(
                 mode=found.mode, tile_size=wanted.tile_size, calibration=calibration, rules=wanted.rules
             )
+        except StoreTooNewError:
+            raise  # it is not damaged
         except StoreError:
             found = None
         if found != wanted:
