@@ -415,7 +415,8 @@ class Daemon:
         problems += [f"run {run} cannot be loaded: {why}" for run, why in self._ingester.not_loadable().items()]
         loaded = self._ingester.loaded()
         problems += [f"the mosaic of run {run.run} is stuck: {run.stuck}" for run in self._stuck()]
-        problems += [f"run {run} is damaged: {why}" for run, why in self.damaged().items()]
+        problems += [f"run {run} is damaged: {why}" for run, why in self._mender.beyond().items()]
+        problems += [f"run {run} is left alone: {why}" for run, why in self._mender.newer().items()]
         return {
             "state": self._state,
             "ready": self._state == "ready",
@@ -427,7 +428,7 @@ class Daemon:
 
     def damaged(self) -> dict[str, str]:
         """Runs of which something is wrong that could not be repaired, and what."""
-        return self._mender.beyond()
+        return self._mender.beyond() | self._mender.newer()
 
     def unplaced(self, run: str) -> dict[str, Any] | None:
         """Frames of a loaded run that have no place yet, as ranges by the reason."""
