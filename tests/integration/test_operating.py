@@ -160,6 +160,7 @@ def test_an_open_run_is_copied_as_it_was_at_one_moment(
         n_before = len(placed)
     # A daemon that finds such a copy shows what was recorded and not shown yet.
     other = start_daemon("copies 2", **IMPATIENT)
+    other.wait_logged("run loaded", run=run)
     with Client(None, other.endpoints["query"]) as client:
         assert client.run(run)["state"] == "idle"
     assert other.stop() == 0

@@ -485,11 +485,12 @@ class Daemon:
         loaded = self._ingester.run_loaded(run)
         if isinstance(loaded, Run):
             done = _Done()
-            self._to_blend(Marked(loaded, notices=[loaded.notice(kind, detail)], on_done=done, **what))
+            self._to_blend(Marked(loaded, on_done=done, **what))
             try:
                 done.result(_MARK_S)
             except TimeoutError as error:
                 raise QueryError("busy", "the store did not get to it yet; look later whether it was done") from error
+            self._notifier.announce(loaded.notice(kind, detail))
             return {"run": run}
         self._known(run)
         self._keeper.write_closed(run, **what)

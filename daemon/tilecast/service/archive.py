@@ -38,7 +38,7 @@ from tilecast.service.copying import (
 from tilecast.service.deletion import partial_folder, seen
 from tilecast.service.runs import JOURNAL_NAME
 from tilecast.store.folders import look_into
-from tilecast.store.lock import RunLock
+from tilecast.store.lock import RunLock, holder
 from tilecast.store.sqlite_connection import TILES_NAME, explained, sync_folder
 from tilecast.store.tile_file import Extent
 from tilecast.store.tile_store import check_run_id
@@ -180,6 +180,8 @@ def _write(folder: Path, file: IO[bytes], database: Path, progress: Progress) ->
         contextlib.ExitStack() as last,
     ):
         store = last.enter_context(reading_store(folder))
+        if store is None and (writer := holder(folder)):
+            raise QueryError("conflict", f"run {folder.name} is being recorded, by {writer}; end that first, or copy it")
         members: list[tuple[str, int, list[Extent], int]] = []  # name, descriptor, what is no hole, length
 
         def add(name: str, path: Path) -> None:
@@ -206,6 +208,8 @@ def _write(folder: Path, file: IO[bytes], database: Path, progress: Progress) ->
                 raise StoreError(f"the run in {folder} has no recording, and is not sealed; see `tilecast fsck`")
         for path, _ in recording_files(folder):
             add(f"{JOURNAL_NAME}/{path.name}", path)
+        if not members:
+            raise StoreError(f"there is nothing of a run in {folder}")
         total, done = sum(extent.nbytes for _, _, extents, _ in members for extent in extents), 0
         for name, fd, extents, size in members:
             content = _Content(fd, extents, size)

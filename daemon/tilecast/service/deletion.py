@@ -130,10 +130,9 @@ def finish_begun(root: Path) -> Iterator[tuple[str, StoreError | None]]:
     """
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         run, suffix = path.stem, path.suffix
+        if suffix not in (_DELETED, _PARTIAL) or not path.is_dir() or not _is_run_id(run):
+            continue
         try:
-            if suffix not in (_DELETED, _PARTIAL) or not path.is_dir():
-                continue
-            check_run_id(run)
             with RunLock(path), explained(path, "remove it"):
                 if suffix == _DELETED:
                     _finish_deleted(path)
@@ -152,6 +151,14 @@ def partial_folder(root: Path, run: str) -> Path:
     """Where a copy of a run is made before it gets its name."""
     check_run_id(run)
     return root / (run + _PARTIAL)
+
+
+def _is_run_id(text: str) -> bool:
+    try:
+        check_run_id(text)
+    except StoreError:
+        return False
+    return True
 
 
 def _entry(found: FoundRun, why: str, t_ns: int) -> dict[str, Any]:

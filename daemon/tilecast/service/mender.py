@@ -116,6 +116,8 @@ class Mender:
             self._beyond[found.run] = why
 
     def _mend(self, run: str) -> None:
+        if run in self._newer:
+            return
         log.warning("run is damaged; it is being repaired, the others go on", run=run)
         try:
             self._repair(run)

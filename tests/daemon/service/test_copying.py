@@ -122,6 +122,7 @@ def test_a_recording_that_is_written_is_cut_at_a_whole_record(tmp_path: Path) ->
     assert check_run(copy) == []
     assert journalled_frames(copy).keys() == made.pixels.keys()
     assert (copy / "journal" / "000000.tcj").stat().st_size < segment.stat().st_size
+    made.close()
 
 
 def test_a_run_that_is_sealed_meanwhile_is_copied_sealed(

@@ -147,7 +147,7 @@ def test_only_what_is_ours_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "0190a5a8-1111-7000-8000-000000000001.partial").write_bytes(b"a file")
     before = sorted(tmp_path.iterdir())
-    list(finish_begun(tmp_path))
+    assert list(finish_begun(tmp_path)) == []
     assert sorted(tmp_path.iterdir()) == before
 
 
