@@ -115,7 +115,12 @@ def test_operators_give_orders_from_the_command_line(fortress: Fortress) -> None
         run = camera.start("by command", shape=SHAPE, dtype="<u2", px_um=PX_UM)
 
     def command(who: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        keys = ["--key", str(fortress.folder / f"{who}.key_secret"), "--daemon-key", str(fortress.folder / "daemon.key")]
+        keys = [
+            "--key",
+            str(fortress.folder / f"{who}.key_secret"),
+            "--daemon-key",
+            str(fortress.folder / "daemon.key"),
+        ]
         where = ["--daemon", fortress.endpoints["query"]]
         return subprocess.run(
             [sys.executable, "-m", "tilecast", *arguments, *where, *keys],

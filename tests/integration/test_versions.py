@@ -1,4 +1,4 @@
-"""A daemon among runs of other versions: older ones are brought up to date, newer ones refused, and all others go on."""
+"""A daemon among runs of other versions: older ones are brought up to date, newer ones refused, the others go on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def make_newer(folder: Path, what: str) -> None:
         case "store":
             with closing(sqlite3.connect(folder / "tiles.sqlite")) as connection:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-                connection.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('tilecast', 'later', '')")  # noqa: E501
+                connection.execute(
+                    "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('tilecast', 'later', '')"
+                )
                 connection.commit()
         case "journal":
             for path in folder.glob("journal/*.tc?"):
@@ -65,9 +67,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("was_open", [False, True], ids=["closed", "open when the last daemon died"])
-def test_newer_runs_are_refused_and_the_others_go_on(
-    start_daemon: StartDaemon, tmp_path: Path, was_open: bool
-) -> None:
+def test_newer_runs_are_refused_and_the_others_go_on(start_daemon: StartDaemon, tmp_path: Path, was_open: bool) -> None:
     root = tmp_path / "runs"
     newer = {what: made_by_this_version(root, n, "open" if was_open else "ended") for n, what in enumerate(NEWER)}
     for what, made in newer.items():
@@ -88,9 +88,7 @@ def test_newer_runs_are_refused_and_the_others_go_on(
         Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as publisher,
     ):
         for made in newer.values():
-            daemon.wait_logged(
-                "a newer tilecast wrote this run; it is left alone, the others go on", run=made.run_id
-            )
+            daemon.wait_logged("a newer tilecast wrote this run; it is left alone, the others go on", run=made.run_id)
         assert client.health()["ready"]
         run = publisher.start("new", shape=SHAPE, dtype="<u2", px_um=PX_UM)
         for frame in range(4):

@@ -79,7 +79,9 @@ def takes_remote(function: F) -> F:
     path = click.Path(path_type=Path, dir_okay=False)
     for decorate in (
         click.option("--daemon-key", metavar="FILE", type=path, help="The daemon's public key (*.key)."),
-        click.option("--key", metavar="FILE", type=path, help="Your own key (*.key_secret), which must be an operator's."),
+        click.option(
+            "--key", metavar="FILE", type=path, help="Your own key (*.key_secret), which must be an operator's."
+        ),
         click.option("--daemon", metavar="ENDPOINT", help="The query socket of a daemon, if its runs are not here."),
     ):
         function = decorate(function)
@@ -140,8 +142,8 @@ def facts_of(found: FoundRun) -> dict[str, Any]:
 def no_daemon(config: Config, found: FoundRun) -> StoreError:
     """What to say where only a daemon can do it, and there is none."""
     return StoreError(
-        f"no daemon that has the runs in {found.folder.parent} answers at {config.query or 'no query socket'}, and only "
-        "a daemon can do this: start it (tilecast run), or say where it is (--daemon ENDPOINT)"
+        f"no daemon that has the runs in {found.folder.parent} answers at {config.query or 'no query socket'}, and "
+        "only a daemon can do this: start it (tilecast run), or say where it is (--daemon ENDPOINT)"
     )
 
 

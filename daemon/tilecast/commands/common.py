@@ -149,7 +149,9 @@ def bytes_progress() -> Iterator[Callable[[str, int, int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     shown = sys.stderr.isatty()
-    with Progress(*columns, TimeRemainingColumn(), console=console(err=True), transient=True, disable=not shown) as bars:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console(err=True), transient=True, disable=not shown
+    ) as bars:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 @tilecast_command("end")
 @click.argument("run")
 @takes_remote
-def command(
-    invocation: Invocation, run: str, daemon: str | None, key: Path | None, daemon_key: Path | None
-) -> None:
+def command(invocation: Invocation, run: str, daemon: str | None, key: Path | None, daemon_key: Path | None) -> None:
     """End a RUN that its camera has left open; its report is written.
 
     RUN is the beginning of its id, its name, its folder, or `last`. The daemon does it. Frames that come later are

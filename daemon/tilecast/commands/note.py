@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def command(
     RUN is the beginning of its id, its name, its folder, or `last`. It may be open. TEXT may have several lines; `-`
     reads it from standard input.
     """
-    said = click.get_text_stream("stdin").read().strip() if text == "-" else text
+    said = sys.stdin.read().strip() if text == "-" else text
 
     def alone(found: FoundRun) -> None:
         from tilecast.store.sqlite_store import SqliteStore

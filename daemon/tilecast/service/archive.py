@@ -1,8 +1,8 @@
 """A run as one file: a tar archive that any tar program unpacks, with the checksum of each file in it.
 
-Nothing is compressed: frames and tiles are already, without loss, and another pass gains a percent at most. What counts
-is holes: the file of tiles has them wherever a tile was replaced. They are left out, in the form that GNU tar writes for
-sparse files (1.0) and that GNU tar, bsdtar and Python read. The last member is `SHA256SUMS`, so that
+Nothing is compressed: frames and tiles are already, without loss. What counts is holes: the file of tiles has them
+wherever a tile was replaced. They are left out, in the form that GNU tar writes for sparse files (1.0) and that GNU
+tar, bsdtar and Python read. The last member is `SHA256SUMS`, so that
 `tar xf RUN.tar && cd RUN && sha256sum -c SHA256SUMS` checks it without tilecast.
 
 An archive is written under another name, `….partial`, synced, read again from the disk and compared with what was
@@ -181,7 +181,9 @@ def _write(folder: Path, file: IO[bytes], database: Path, progress: Progress) ->
     ):
         store = last.enter_context(reading_store(folder))
         if store is None and (writer := holder(folder)):
-            raise QueryError("conflict", f"run {folder.name} is being recorded, by {writer}; end that first, or copy it")
+            raise QueryError(
+                "conflict", f"run {folder.name} is being recorded, by {writer}; end that first, or copy it"
+            )
         members: list[tuple[str, int, list[Extent], int]] = []  # name, descriptor, what is no hole, length
 
         def add(name: str, path: Path) -> None:
@@ -304,7 +306,7 @@ def _pieces(nbytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _sparse_map(extents: list[Extent], size: int) -> bytes:
-    """Where the data of a file with holes lies, as GNU tar's format 1.0 has it: numbers, a line each, in whole blocks."""
+    """Where the data of a file with holes lies, as GNU tar's format 1.0 has it: numbers on lines, in whole blocks."""
     places = list(extents)
     if not places or places[-1].offset + places[-1].nbytes < size:
         places.append(Extent(size, 0))  # says that the file ends in a hole

@@ -23,7 +23,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,9 +287,7 @@ def _copy_store(store: Store, partial: Path, progress: Progress) -> str:
     return str(state)
 
 
-def _copy_tiles(
-    extents: list[Extent], upto: int, source: int, target: int, progress: Progress
-) -> tuple[int, int]:
+def _copy_tiles(extents: list[Extent], upto: int, source: int, target: int, progress: Progress) -> tuple[int, int]:
     """Copy stretches of tiles; how many bytes that were, and where the last ends."""
     total, done = sum(extent.nbytes for extent in extents), 0
     for offset, nbytes in extents:
@@ -355,9 +353,9 @@ def empty(folder: Path) -> None:
             path.unlink()
 
 
-def sync_tree(folder: Path, files: Iterable[Path] | None = None) -> None:
+def sync_tree(folder: Path) -> None:
     """Have everything in a folder survive a power failure."""
-    for path in folder.rglob("*") if files is None else files:
+    for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
         else:

@@ -2,9 +2,9 @@
 
 A deletion has three steps. What it deletes is written into the run's folder (`deletion.json`); the folder gets another
 name, `<run>.deleted`, and from then on the run is gone; a line is added to `deletions.jsonl` beside the runs, and the
-folder is removed. A process that is killed before the second step has changed nothing; after it, `finish_begun` does the
-rest, at the next start of the daemon. So it does with what a copy, or an archive that was being unpacked, left behind
-half made (`<run>.partial`).
+folder is removed. A process that is killed before the second step has changed nothing; after it, `finish_begun` does
+the rest, at the next start of the daemon. So it does with what a copy, or an archive that was being unpacked, left
+behind half made (`<run>.partial`).
 
 A run that is open is never deleted. Not known here: who may delete, and who is told.
 """
@@ -130,7 +130,7 @@ def finish_begun(root: Path) -> Iterator[tuple[str, StoreError | None]]:
     """
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         run, suffix = path.stem, path.suffix
-        if suffix not in (_DELETED, _PARTIAL) or not path.is_dir() or not _is_run_id(run):
+        if not is_unfinished(path):
             continue
         try:
             with RunLock(path), explained(path, "remove it"):
@@ -153,12 +153,13 @@ def partial_folder(root: Path, run: str) -> Path:
     return root / (run + _PARTIAL)
 
 
-def _is_run_id(text: str) -> bool:
+def is_unfinished(path: Path) -> bool:
+    """Whether this is what a deletion or a copy of a run works on."""
     try:
-        check_run_id(text)
+        check_run_id(path.stem)
     except StoreError:
         return False
-    return True
+    return path.suffix in (_DELETED, _PARTIAL) and path.is_dir()
 
 
 def _entry(found: FoundRun, why: str, t_ns: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from tilecast import calibration as cal
-from tilecast.errors import CalibrationError, StoreError
+from tilecast.errors import CalibrationError
 from tilecast.ingest.ingester import OpenRun
 from tilecast.ingest.verdicts import RunPhase, RunRecord
 from tilecast.plugins import Plugins

@@ -182,7 +182,8 @@ class TestRuns:
         (root / RUNS[1] / "tiles.sqlite").write_bytes(b"not a database" * 100)
         rows = [json.loads(line) for line in tilecast(root, "runs", "--json", "--sort", "size").output.splitlines()]
         assert [row["state"] for row in rows] == ["open", "damaged", "sealed"]
-        assert [row["run"] for row in map(json.loads, tilecast(root, "runs", "--json", "--state", "damaged").output.splitlines())] == [RUNS[1]]  # fmt: skip
+        damaged = tilecast(root, "runs", "--json", "--state", "damaged").output.splitlines()
+        assert [json.loads(line)["run"] for line in damaged] == [RUNS[1]]
 
 
 def test_moments_are_dates_or_ages() -> None:

@@ -84,7 +84,7 @@ def test_there_and_back(made: Recording, tmp_path: Path) -> None:
     assert has_holes(folder)
     with SqliteReader(folder) as reader:
         assert [event.detail["from"] for event in reader.events() if event.name == "unarchived"] == [str(path)]
-    with pytest.raises(StoreError, match="there is a run .* already"):
+    with pytest.raises(StoreError, match=r"there is a run .* already"):
         unarchive_run(path, made.root)
     with pytest.raises(StoreError, match="is there already"):
         archive_run(made.folder, path)

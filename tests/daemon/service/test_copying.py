@@ -53,7 +53,7 @@ def test_a_copy_is_the_run(made: Recording, tmp_path: Path) -> None:
     with SqliteReader(made.folder) as reader:
         assert "copied" not in [event.name for event in reader.events()]
     assert [path.name for path in (tmp_path / "copies").iterdir()] == [made.run_id]
-    with pytest.raises(StoreError, match="there is a run .* already"):
+    with pytest.raises(StoreError, match=r"there is a run .* already"):
         copy_run(made.folder, tmp_path / "copies")
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_is_written_is_copied_at_one_moment(
     last = next(steps) - 1
     assert last > 8
     with SqliteReader(copy) as reader:
-        assert [bad for bad in reader.damaged_tiles()] == []
+        assert list(reader.damaged_tiles()) == []
         [seen] = {reader.tile(PLANE, TileKey(0, 0, col)).pzf[0] for col in range(40)}  # type: ignore[union-attr]
         info = reader.info()
         path = reader.tile_file_path()
@@ -197,7 +197,11 @@ def test_other_files_are_those_that_are_no_cache_and_no_recording(made: Recordin
     for name in ("active", "checked.json", "deletion.json", "x.new", "tiles.sqlite.damaged-1", "dark.npy", "hello.txt"):
         (made.folder / name).write_bytes(b"x")
     names = [path.name for path in other_files(made.folder)]
-    assert {"frozen.json", "dark.npy", "hello.txt"} <= set(names) <= {"frozen.json", "dark.npy", "hello.txt", "ingest.json"}
+    assert (
+        {"frozen.json", "dark.npy", "hello.txt"}
+        <= set(names)
+        <= {"frozen.json", "dark.npy", "hello.txt", "ingest.json"}
+    )
 
 
 def test_extents_that_lie_close_are_one(made: Recording) -> None:

@@ -92,9 +92,7 @@ def die(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize("step", ["note", "rename", "log", "unlink", "remove", "half removed"])
-def test_a_kill_leaves_it_whole_or_to_be_finished(
-    made: Recording, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_a_kill_leaves_it_whole_or_to_be_finished(made: Recording, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     rmtree = shutil.rmtree
 
     def half(folder: Path, *_: Any, **__: Any) -> None:
