@@ -117,7 +117,7 @@ def verify_archive(path: Path, *, progress: Progress = lambda *_: None) -> tuple
     with _reading(path) as archive:
         for member in archive:
             run, name = _place_of(member, run)
-            content = cast("IO[bytes]", archive.extractfile(member))  # it is a file: _place_of has looked
+            content = cast("io.BufferedReader", archive.extractfile(member))  # it is a file: _place_of has looked
             if name == SUMS_NAME:
                 expected = _read_sums(content.read())
             else:
