@@ -727,9 +727,17 @@ class Client:
         """Write a note into a run."""
         self.ask("note", run=run, text=text)
 
-    def delete(self, run: str) -> None:
-        """Delete a run and everything that was recorded of it."""
-        self.ask("delete", run=run)
+    def delete(self, run: str, *, if_seen: tuple[int, int] | None = None) -> None:
+        """Delete a run, which must not be open, and everything that was recorded of it.
+
+        Parameters
+        ----------
+        run : str
+        if_seen : (int, int), optional
+            When its store was last written (UTC, ns), and the bytes of its recording, as they were looked at last: if
+            something has come since, it is kept, and the daemon answers `conflict`.
+        """
+        self.ask("delete", run=run, if_seen=None if if_seen is None else list(if_seen))
 
     def seal(self, run: str, *, force: bool = False) -> int:
         """Drop a run's journal for good; how many bytes that freed.

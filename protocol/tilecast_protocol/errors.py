@@ -50,6 +50,10 @@ class JournalError(TilecastError, OSError):
     """A journal cannot be read or written as asked."""
 
 
+class JournalTooNewError(JournalError):
+    """A newer version wrote the journal: it is not damaged, and must not be changed."""
+
+
 class QueryError(TilecastError):
     """A query was refused.
 

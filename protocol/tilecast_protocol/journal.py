@@ -62,7 +62,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from isal.isal_zlib import crc32
 
-from tilecast_protocol.errors import JournalError
+from tilecast_protocol.errors import JournalError, JournalTooNewError
 from tilecast_protocol.journal_direct import ALIGNMENT, DirectWriter
 from tilecast_protocol.journal_format import (
     HAS_ACKED_SEQ,
@@ -998,8 +998,9 @@ def _identify(folder: Path) -> SegmentHead:
     chosen = next(head for head in heads if head is not None and (head.nonce, head.run) == own)
     newest = max(head.version for head in heads if head is not None)
     if newest > VERSION:
-        raise JournalError(
-            f"the journal in {folder} has format {newest}, this version reads up to {VERSION}: use a newer tilecast"
+        raise JournalTooNewError(
+            f"the journal in {folder} has format {newest}, and this version reads up to {VERSION}: a newer tilecast "
+            "wrote it; use that one, or upgrade this one"
         )
     return chosen
 

@@ -76,6 +76,11 @@ def _fill(value: Any, what: str) -> float:
     return checks.number(value, what)
 
 
+def _seen(value: Any, what: str) -> tuple[int, int]:
+    updated_ns, nbytes = checks.list_of(checks.unsigned, 2, 2)(value, what)
+    return updated_ns, nbytes
+
+
 def _page(default: int) -> Argument:
     return Argument("limit", checks.whole(1, MAX_PAGE), False, default)
 
@@ -138,7 +143,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "repair": Command((_RUN,), operator=True),
     "rename": Command((_RUN, Argument("name", checks.text(0, 500))), operator=True),
     "note": Command((_RUN, Argument("text", checks.prose)), operator=True),
-    "delete": Command((_RUN,), operator=True),
+    "delete": Command((_RUN, Argument("if_seen", _seen, False)), operator=True),
     "seal": Command((_RUN, Argument("force", checks.boolean, False, False)), operator=True),
     "reload": Command(operator=True),
 }

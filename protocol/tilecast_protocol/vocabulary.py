@@ -36,7 +36,20 @@ REJECT_REASONS: Final = (
     "busy",
 )
 
-NOTICE_KINDS: Final = ("started", "idle", "ended", "report", "gap", "late", "warning", "calibration-missing", "sealed")
+NOTICE_KINDS: Final = (
+    "started",
+    "idle",
+    "ended",
+    "report",
+    "gap",
+    "late",
+    "warning",
+    "calibration-missing",
+    "sealed",
+    "renamed",
+    "noted",
+    "deleted",
+)
 """The kinds of notice of version 1; a reader passes over a kind that it does not know."""
 
 STATUS_GOOD: Final = 0

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from faults.nursery import n_calls
 from tilecast.geometry import Placement, PlaneKey, Rect, TileKey
+from tilecast.service.archive import archive_run, unarchive_run
+from tilecast.service.copying import copy_run
+from tilecast.service.deletion import delete_run
 from tilecast.service.rebuild import rebuild_run
 from tilecast.service.retention import seal
 from tilecast.store.sqlite_store import SqliteStore
@@ -116,6 +119,57 @@ def drop_journal(folder: str, promises: str) -> None:
     said = Promises(promises)
     try:
         seal(Path(folder), "operator")
+    except TilecastError as error:
+        said.say("error", error)
+    said.say("calls", n_calls())
+
+
+def _runs(folder: str) -> Path:
+    """The one run in a folder of runs."""
+    [run] = [path.parent for path in Path(folder).glob("*-*/frozen.json") if not path.parent.suffix]
+    return run
+
+
+def copy_live(folder: str, promises: str) -> None:
+    """Copy a run beside it."""
+    said = Promises(promises)
+    try:
+        copy_run(_runs(folder), Path(folder) / "copies")
+        said.say("safe", 1)
+    except TilecastError as error:
+        said.say("error", error)
+    said.say("calls", n_calls())
+
+
+def delete(folder: str, promises: str) -> None:
+    """Delete a run."""
+    said = Promises(promises)
+    try:
+        delete_run(_runs(folder), "operator")
+        said.say("safe", 1)
+    except TilecastError as error:
+        said.say("error", error)
+    said.say("calls", n_calls())
+
+
+def archive(folder: str, promises: str) -> None:
+    """Archive a run, and delete it if nothing has come since."""
+    said = Promises(promises)
+    try:
+        seen = archive_run(_runs(folder), Path(folder) / "scan.tar")
+        said.say("safe", 1)
+        delete_run(_runs(folder), "archived", if_seen=seen)
+    except TilecastError as error:
+        said.say("error", error)
+    said.say("calls", n_calls())
+
+
+def unarchive(folder: str, promises: str) -> None:
+    """Bring a run back."""
+    said = Promises(promises)
+    try:
+        unarchive_run(Path(folder) / "scan.tar", Path(folder))
+        said.say("safe", 1)
     except TilecastError as error:
         said.say("error", error)
     said.say("calls", n_calls())

@@ -24,10 +24,15 @@ import pytest
 
 from faults import chores
 from faults.nursery import Disk, Nursery
+from ingest_harness import RUN
 from integration.stored import assert_same, stored_mosaic
 from recordings import record
 from tilecast.geometry import PlaneKey, TileKey
+from tilecast.service.archive import archive_run, verify_archive
+from tilecast.service.copying import copy_run
+from tilecast.service.deletion import deletions, finish_begun
 from tilecast.service.fsck import check_run
+from tilecast.service.rebuild import rebuild_run
 from tilecast.service.retention import finish
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_reader import SqliteReader
@@ -217,3 +222,80 @@ def test_a_run_is_whole_or_sealed(shimmed: Nursery, tmp_path: Path, few: bool) -
                 assert journal.n_images == len(made.pixels)
                 assert journal.verify() == [], outcome
             assert check_run(folder) == [], outcome
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A folder of runs with one run in it, which has ended."""
+    made = record(tmp_path / "made")
+    rebuild_run(made.folder)
+    with SqliteStore.open(made.folder) as store:
+        store.set_state("ended")
+    return made.root
+
+
+def the_run(root: Path) -> Path:
+    """Where that run lies, or lay."""
+    return root / RUN
+
+
+@EXTENT
+def test_a_copy_is_whole_or_not_there(shimmed: Nursery, store: Path, tmp_path: Path, few: bool) -> None:
+    expected = stored_mosaic(the_run(store))
+    folder = tmp_path / "runs"
+    for outcome in outcomes(shimmed, "copy_live", folder, few, template=store):
+        assert check_run(the_run(folder)) == [], outcome
+        copies = folder / "copies"
+        copy = the_run(copies)
+        if not copy.exists():
+            assert outcome.safe == [], outcome
+            list(finish_begun(copies))
+            assert not copies.exists() or list(copies.iterdir()) == [], outcome
+            copy_run(the_run(folder), copies)
+        assert check_run(copy) == [], outcome
+        assert_same(stored_mosaic(copy), expected)
+
+
+@EXTENT
+def test_a_run_is_deleted_whole_or_not_at_all(shimmed: Nursery, store: Path, tmp_path: Path, few: bool) -> None:
+    folder = tmp_path / "runs"
+    for outcome in outcomes(shimmed, "delete", folder, few, template=store):
+        assert all(error is None for _, error in finish_begun(folder)), outcome
+        if the_run(folder).exists():
+            assert (outcome.safe, deletions(folder)) == ([], []), outcome
+            assert check_run(the_run(folder)) == [], outcome
+        else:
+            assert [path.name for path in folder.iterdir()] == ["deletions.jsonl"], outcome
+            assert [entry["run"] for entry in deletions(folder)] == [RUN], outcome
+
+
+@EXTENT
+def test_a_run_is_there_or_its_archive_is_whole(shimmed: Nursery, store: Path, tmp_path: Path, few: bool) -> None:
+    folder = tmp_path / "runs"
+    for outcome in outcomes(shimmed, "archive", folder, few, template=store):
+        list(finish_begun(folder))
+        path = folder / "scan.tar"
+        assert path.exists() or not outcome.safe, outcome
+        if path.exists():
+            assert verify_archive(path)[0] == RUN, outcome
+        else:
+            assert the_run(folder).exists(), outcome
+        if the_run(folder).exists():
+            assert check_run(the_run(folder)) == [], outcome
+
+
+@EXTENT
+def test_a_run_is_back_whole_or_not_at_all(shimmed: Nursery, store: Path, tmp_path: Path, few: bool) -> None:
+    template, folder = tmp_path / "archived", tmp_path / "runs"
+    template.mkdir()
+    archive_run(the_run(store), template / "scan.tar")
+    expected = stored_mosaic(the_run(store))
+    for outcome in outcomes(shimmed, "unarchive", folder, few, template=template):
+        assert verify_archive(folder / "scan.tar")[0] == RUN, outcome
+        list(finish_begun(folder))
+        if the_run(folder).exists():
+            assert check_run(the_run(folder)) == [], outcome
+            assert_same(stored_mosaic(the_run(folder)), expected)
+        else:
+            assert outcome.safe == [], outcome
+            assert [path.name for path in folder.iterdir()] == ["scan.tar"], outcome

@@ -7,6 +7,8 @@ loopback, these tests are skipped.
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,6 +106,40 @@ def test_who_has_a_key_sends_hears_and_asks(fortress: Fortress) -> None:
         with fortress.client("boss") as boss:
             boss.rename(run, "renamed")
         assert viewer.run(run)["name"] == "renamed"
+
+
+def test_operators_give_orders_from_the_command_line(fortress: Fortress) -> None:
+    with Publisher(
+        fortress.endpoints["ingest.ack"], instrument="scope", stream="cli", curve=fortress.keys("camera")
+    ) as camera:
+        run = camera.start("by command", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+
+    def command(who: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        keys = [
+            "--key",
+            str(fortress.folder / f"{who}.key_secret"),
+            "--daemon-key",
+            str(fortress.folder / "daemon.key"),
+        ]
+        where = ["--daemon", fortress.endpoints["query"]]
+        return subprocess.run(
+            [sys.executable, "-m", "tilecast", *arguments, *where, *keys],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    refused = command("viewer", "rename", run, "mine")
+    assert refused.returncode == 2
+    assert "rename is for operators" in refused.stderr
+    assert command("boss", "rename", "by command", "by the boss").returncode == 0
+    assert command("boss", "end", run[:8]).returncode == 0
+    deleted = command("boss", "delete", "by the boss", "--yes")
+    assert (deleted.returncode, deleted.stdout) == (0, f"deleted {run}\n"), deleted.stderr
+    with fortress.client("viewer") as viewer:
+        assert run not in [row["run"] for row in viewer.runs()]
 
 
 @pytest.mark.parametrize("name", SOCKETS)

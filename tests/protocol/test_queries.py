@@ -34,6 +34,7 @@ GOOD: dict[str, Any] = {
     "name": "liver",
     "text": "a note",
     "force": True,
+    "if_seen": [5, 6],
 }
 
 

@@ -550,6 +550,11 @@ def test_reading_query_operators() -> None:
     operators = {cmd for cmd, command in queries.COMMANDS.items() if command.operator}
     assert operators == {"end", "rebuild", "repair", "rename", "note", "delete", "seal", "reload"}
     assert queries.parse_query(queries.make_query("seal", run=RUN))["force"] is False
+    assert queries.parse_query(queries.make_query("delete", run=RUN))["if_seen"] is None
+    assert queries.parse_query(queries.make_query("delete", run=RUN, if_seen=[7, 8]))["if_seen"] == (7, 8)
+    for wrong_seen in ([7], [7, -1], [7, 8, 9], 7):
+        with pytest.raises(QueryError):
+            queries.make_query("delete", run=RUN, if_seen=wrong_seen)
 
 
 def test_the_manifest_speaks_of_this_version() -> None:

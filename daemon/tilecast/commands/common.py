@@ -142,6 +142,26 @@ def stages_of_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+@contextmanager
+def bytes_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """As `stages_of_progress`, for bytes: shown with their rate."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    shown = sys.stderr.isatty()
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console(err=True), transient=True, disable=not shown
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
 def find_run(store_path: Path, text: str, *, readable: bool = True) -> FoundRun:
     """The run that a person means.
 

@@ -32,6 +32,7 @@ def command(ctx: click.Context, invocation: Invocation, runs: tuple[str, ...], q
     The exit code is 0 if all is well, or is so again; 1 if something was found, and, with --repair, is still wrong; 2
     if a run could not be checked, for instance because it is still being written.
     """
+    from tilecast.service.deletion import is_unfinished
     from tilecast.service.runs import JOURNAL_NAME
     from tilecast_protocol.errors import TilecastError
 
@@ -43,6 +44,7 @@ def command(ctx: click.Context, invocation: Invocation, runs: tuple[str, ...], q
         folders = [find_run(root, run, readable=False).folder for run in runs]
     else:
         folders = sorted({path.parent for name in (JOURNAL_NAME, "tiles.sqlite") for path in root.glob(f"*/{name}")})
+        folders = [folder for folder in folders if not is_unfinished(folder)]
     if not folders:
         raise StoreError(f"there are no runs in {root}; set store.path if they are elsewhere")
     code = _CLEAN

@@ -59,7 +59,7 @@ from tilecast.service.retention import Policy, Retention
 from tilecast.service.runs import Run
 from tilecast.service.settings import ingest_settings, ingester_options
 from tilecast.service.sockets import Socket, Sockets
-from tilecast.store.folders import bring_up_to_date
+from tilecast.store.folders import bring_up_to_date, look_into, run_folder
 from tilecast.store.tile_store import RunInfo
 from tilecast_protocol.errors import QueryError
 from tilecast_protocol.messages import DaemonHeartbeat, RunNotice, RunRev, Tiles
@@ -428,7 +428,8 @@ class Daemon:
         problems += [f"run {run} cannot be loaded: {why}" for run, why in self._ingester.not_loadable().items()]
         loaded = self._ingester.loaded()
         problems += [f"the mosaic of run {run.run} is stuck: {run.stuck}" for run in self._stuck()]
-        problems += [f"run {run} is damaged: {why}" for run, why in self.damaged().items()]
+        problems += [f"run {run} is damaged: {why}" for run, why in self._mender.beyond().items()]
+        problems += [f"run {run} is left alone: {why}" for run, why in self._mender.newer().items()]
         return {
             "state": self._state,
             "ready": self._state == "ready",
@@ -440,7 +441,7 @@ class Daemon:
 
     def damaged(self) -> dict[str, str]:
         """Runs of which something is wrong that could not be repaired, and what."""
-        return self._mender.beyond()
+        return self._mender.beyond() | self._mender.newer()
 
     def unplaced(self, run: str) -> dict[str, Any] | None:
         """Frames of a loaded run that have no place yet, as ranges by the reason."""
@@ -470,15 +471,15 @@ class Daemon:
             case "end":
                 return self._end(query["run"])
             case "rename":
-                return self._mark(query["run"], renamed=query["name"])
+                return self._mark(query["run"], "renamed", {"name": query["name"]}, renamed=query["name"])
             case "note":
-                return self._mark(query["run"], note=query["text"])
+                return self._mark(query["run"], "noted", {"text": query["text"]}, note=query["text"])
             case "rebuild":
                 return self._rebuild(query)
             case "repair":
                 return self._repair(query["run"])
             case "delete":
-                return self._delete(query["run"])
+                return self._delete(query["run"], query["if_seen"])
             case "seal":
                 return self._seal(query["run"], force=query["force"])
             case "reload":
@@ -489,8 +490,11 @@ class Daemon:
         self._ingester.end_run(run)
         return {"run": run}
 
-    def _mark(self, run: str, **what: Any) -> dict[str, Any]:
-        """Write something into a run's store: through the store thread if the run is loaded, else directly."""
+    def _mark(self, run: str, kind: str, detail: dict[str, Any], **what: Any) -> dict[str, Any]:
+        """Write something into a run's store, and tell viewers.
+
+        Through the store thread if the run is loaded, else directly.
+        """
         loaded = self._ingester.run_loaded(run)
         if isinstance(loaded, Run):
             done = _Done()
@@ -499,9 +503,13 @@ class Daemon:
                 done.result(_MARK_S)
             except TimeoutError as error:
                 raise QueryError("busy", "the store did not get to it yet; look later whether it was done") from error
+            self._notifier.announce(loaded.notice(kind, detail))
             return {"run": run}
         self._known(run)
         self._keeper.write_closed(run, **what)
+        found = look_into(run_folder(self._root, run)).info
+        if found is not None:
+            self._tell(found, kind, detail)
         return {"run": run}
 
     def _to_blend(self, item: Marked | Rebuild) -> None:
@@ -599,13 +607,17 @@ class Daemon:
             )
         )
 
-    def _delete(self, run: str) -> dict[str, Any]:
+    def _delete(self, run: str, if_seen: tuple[int, int] | None) -> dict[str, Any]:
         self._known(run)
-        if self._ingester.run_loaded(run) is not None:
-            raise QueryError("conflict", f"run {run} is in use; it can be deleted a minute after it has ended")
+        self._ingester.let_go(run)
+        info = look_into(run_folder(self._root, run)).info
+        entry = self._keeper.delete(run, "operator", if_seen=if_seen)
+        # Only now: a question that came meanwhile would have opened it again.
         self._query_server.forget(run)
-        self._keeper.delete(run)
-        return {"run": run}
+        log.warning("a run was deleted", run=run, name=entry.get("name"), freed_bytes=entry["nbytes"])
+        if info is not None:
+            self._tell(info, "deleted", {"name": info.name, "freed_bytes": entry["nbytes"]})
+        return {"run": run, "freed_bytes": entry["nbytes"]}
 
     def _seal(self, run: str, *, force: bool) -> dict[str, Any]:
         self._known(run)
@@ -613,9 +625,12 @@ class Daemon:
         return {"run": run, "freed_bytes": self._retention.seal(run, force=force)}
 
     def _tell_sealed(self, info: RunInfo, freed_bytes: int) -> None:
-        detail = {"freed_bytes": freed_bytes, "no_longer": list(NO_LONGER)}
+        self._tell(info, "sealed", {"freed_bytes": freed_bytes, "no_longer": list(NO_LONGER)})
+
+    def _tell(self, info: RunInfo, kind: str, detail: dict[str, Any]) -> None:
+        """Tell viewers of a run that is not loaded."""
         self._notifier.announce(
-            RunNotice(instrument=info.instrument, stream=info.stream, run=info.run, kind="sealed", detail=detail)
+            RunNotice(instrument=info.instrument, stream=info.stream, run=info.run, kind=kind, detail=detail)
         )
 
     def _reload(self) -> dict[str, Any]:

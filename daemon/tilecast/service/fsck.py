@@ -228,6 +228,9 @@ def open_frozen(folder: Path, journal: Journal, start: Start, info: RunInfo, fin
     try:
         frozen = runs.read_frozen(folder)
         calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
+    except StoreTooNewError as error:
+        findings.append(Finding(str(error)))
+        return None
     except TilecastError as error:
         findings.append(Finding(str(error), kind=Kind.FROZEN))
         return None

@@ -15,15 +15,15 @@ from typing import Any
 import structlog
 
 from tilecast import calibration as cal
-from tilecast.errors import CalibrationError, StoreError
+from tilecast.errors import CalibrationError
 from tilecast.ingest.ingester import OpenRun
 from tilecast.ingest.verdicts import RunPhase, RunRecord
 from tilecast.plugins import Plugins
 from tilecast.service import runs
 from tilecast.service.config import Config
+from tilecast.service.deletion import delete_run
 from tilecast.service.runs import Run
 from tilecast.store.folders import run_folder
-from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
@@ -183,20 +183,9 @@ class Keeper:
             if note is not None:
                 store.add_note(note)
 
-    def delete(self, run: str) -> None:
-        """Delete everything of a run that nobody has open.
-
-        Raises
-        ------
-        StoreError
-            If somebody writes it, or it cannot be deleted.
-        """
-        folder = run_folder(self._root, run)
-        with RunLock(folder):
-            try:
-                shutil.rmtree(folder)
-            except OSError as error:
-                raise StoreError(f"cannot delete {folder}: {error}") from error
+    def delete(self, run: str, why: str, *, if_seen: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Delete everything of a run that nobody has open; see `deletion.delete_run`."""
+        return delete_run(run_folder(self._root, run), why, if_seen=if_seen)
 
 
 def _store_info(folder: Path) -> RunInfo | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from tilecast.errors import RunLockedError, StoreTooNewError
+from tilecast.errors import RunLockedError, StoreError, StoreTooNewError
 from tilecast.service import runs
 from tilecast.service.committer import as_new_run
 from tilecast.store.folders import REBUILD_NAME, FoundRun, discard, list_runs, swap_in
@@ -24,7 +24,7 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_store import StoreDamagedError, StoreUnfinishedError
-from tilecast_protocol.errors import TilecastError
+from tilecast_protocol.errors import JournalTooNewError, TilecastError
 from tilecast_protocol.journal import Journal
 
 log = structlog.get_logger()
@@ -47,6 +47,7 @@ class Mender:
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._seen: set[str] = set()
         self._beyond: dict[str, str] = {}
+        self._newer: dict[str, str] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="tilecast-mender", daemon=True)
 
@@ -69,22 +70,44 @@ class Mender:
         """Runs that could not be repaired, and why."""
         return dict(self._beyond)
 
+    def newer(self) -> dict[str, str]:
+        """Runs that a newer tilecast wrote, and what to do about each."""
+        return dict(self._newer)
+
     def _run(self) -> None:
         for found in list_runs(self._root):
             if self._stopping:
                 return
-            if (found.folder / runs.JOURNAL_NAME).is_dir():
-                self._look_at_journal(found)
-                if found.info is None and not found.making:
-                    self.mend(found.run)
+            try:
+                self._look_at(found)
+            except (StoreTooNewError, JournalTooNewError) as error:
+                text = "a newer tilecast wrote this run; it is left alone, the others go on"
+                log.error(text, run=found.run, why=str(error))
+                self._newer[found.run] = str(error)
         while (run := self._queue.get()) is not None and not self._stopping:
             self._mend(run)
+
+    def _look_at(self, found: FoundRun) -> None:
+        """Note what is wrong with a run, and have it repaired; StoreTooNewError or JournalTooNewError if nothing is."""
+        for look in (lambda: SqliteReader(found.folder).close(), lambda: runs.read_frozen(found.folder)):
+            try:
+                look()
+            except StoreTooNewError:
+                raise
+            except (StoreError, ValueError):
+                pass  # damaged, or not there yet: that is for the repair
+        if (found.folder / runs.JOURNAL_NAME).is_dir():
+            self._look_at_journal(found)
+            if found.info is None and not found.making:
+                self.mend(found.run)
 
     def _look_at_journal(self, found: FoundRun) -> None:
         """Note a recording that is damaged, as far as opening it tells."""
         try:
             with Journal.open(found.folder / runs.JOURNAL_NAME, readonly=True) as journal:
                 damage = [item.what for item in journal.damage if item.durable and not item.derived]
+        except JournalTooNewError:
+            raise
         except TilecastError as error:
             damage = [str(error)]
         if damage:
@@ -93,6 +116,8 @@ class Mender:
             self._beyond[found.run] = why
 
     def _mend(self, run: str) -> None:
+        if run in self._newer:
+            return
         log.warning("run is damaged; it is being repaired, the others go on", run=run)
         try:
             self._repair(run)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tilecast import calibration as cal
-from tilecast.errors import CalibrationError, StoreError
+from tilecast.errors import CalibrationError, StoreError, StoreTooNewError
 from tilecast.geometry import PlaneKey, Rect, TileKey
 from tilecast.pyramid import PyramidSettings, RenderedTile
 from tilecast.service import runs
@@ -176,6 +176,8 @@ def _repair_frozen(folder: Path, journal: Journal | None) -> list[str]:
             wanted = runs.Frozen(
                 mode=found.mode, tile_size=wanted.tile_size, calibration=calibration, rules=wanted.rules
             )
+        except StoreTooNewError:
+            raise  # it is not damaged
         except StoreError:
             found = None
         if found != wanted:

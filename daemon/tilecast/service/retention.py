@@ -33,6 +33,7 @@ from tilecast.ingest.live_run import UNPLACED_BECAUSE
 from tilecast.ingest.verdicts import NO_LONGER
 from tilecast.service import runs
 from tilecast.service.config import Config
+from tilecast.service.deletion import finish_begun
 from tilecast.service.fsck import check_run, describe
 from tilecast.store.folders import folder_nbytes, list_runs
 from tilecast.store.lock import RunLock
@@ -359,6 +360,11 @@ class Retention:
 
     def pass_once(self) -> None:
         """Finish what was begun, then drop what is to be dropped."""
+        for what, error in finish_begun(self._root):
+            if error is None:
+                log.warning("what a program that was killed had begun is finished", what=what)
+            else:
+                log.error("what a program that was killed had begun cannot be finished", what=what, why=str(error))
         found: dict[str, Recorded] = {}
         for one in list_runs(self._root):
             if one.info is None or self._stopping.is_set():

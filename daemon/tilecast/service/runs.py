@@ -28,7 +28,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from tilecast import calibration as cal
-from tilecast.errors import CalibrationError, StoreError
+from tilecast.errors import CalibrationError, StoreError, StoreTooNewError
 from tilecast.geometry import Placement
 from tilecast.ingest.joining import PlacingRules
 from tilecast.ingest.verdicts import RunPhase, RunRecord
@@ -48,6 +48,9 @@ from tilecast_protocol.topics import parse_topic
 FROZEN_NAME = "frozen.json"
 ACTIVE_NAME = "active"
 INGEST_NAME = "ingest.json"
+
+#: Of `frozen.json`; it rises when an older tilecast would misunderstand what stands there.
+FROZEN_VERSION = 1
 JOURNAL_NAME = "journal"
 
 #: What is in a journal was taken in under the limits of its time.
@@ -327,7 +330,8 @@ def freeze_in(folder: Path, frozen: Frozen, calibration: cal.Calibration) -> Non
     for role, image in (("dark", calibration.dark), ("flat", calibration.flat)):
         if image is not None:
             write_durably(folder / f"{role}.npy", cal.dump_npy(image))
-    write_durably(folder / FROZEN_NAME, json.dumps(frozen.as_dict(), indent=1).encode())
+    values = {"version": FROZEN_VERSION} | frozen.as_dict()
+    write_durably(folder / FROZEN_NAME, json.dumps(values, indent=1).encode())
 
 
 def load_run(folder: Path, *, segment_bytes: int) -> Run:
@@ -363,11 +367,20 @@ def read_frozen(folder: Path) -> Frozen:
     ------
     StoreError
         If the file is missing or damaged.
+    StoreTooNewError
+        If a newer tilecast wrote it.
     """
     try:
-        return Frozen.from_dict(json.loads((folder / FROZEN_NAME).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads((folder / FROZEN_NAME).read_text())
+        version = values.get("version", 1)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(f"cannot read {folder / FROZEN_NAME}: {error}") from error
+    if type(version) is int and version > FROZEN_VERSION:
+        raise StoreTooNewError(
+            f"{folder / FROZEN_NAME} has version {version}, and this tilecast knows up to {FROZEN_VERSION}: a newer "
+            "tilecast wrote it; use that one, or upgrade this one"
+        )
+    return Frozen.from_dict(values)
 
 
 def frozen_images(folder: Path) -> dict[str, bytes]:

@@ -227,10 +227,10 @@ def test_notes_and_names_of_runs_that_are_not_loaded(keeper: Keeper, tmp_path: P
 def test_a_run_is_deleted_unless_somebody_writes_it(keeper: Keeper, tmp_path: Path) -> None:
     made = record(tmp_path)
     with RunLock(made.folder), pytest.raises(RunLockedError):
-        keeper.delete(RUN)
+        keeper.delete(RUN, "operator")
     assert made.folder.exists()
-    keeper.delete(RUN)
+    keeper.delete(RUN, "operator")
     assert not made.folder.exists()
     for name in ("..", "notes"):
         with pytest.raises(StoreError, match="UUID"):
-            keeper.delete(name)
+            keeper.delete(name, "operator")

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import sqlite_utils
 
+from old_store import old_store, old_tile
 from tilecast.errors import RunLockedError, StoreError, StoreOutdatedError, StoreTooNewError
 from tilecast.geometry import Rect, TileKey
 from tilecast.store import migrations
 from tilecast.store.folders import bring_up_to_date
 from tilecast.store.lock import RunLock
-from tilecast.store.sqlite_check import blob_crc32
 from tilecast.store.sqlite_connection import StoreConnection
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
@@ -30,7 +30,6 @@ from tilecast.store.tile_file import Extent, disk_nbytes
 from tilecast.store.tile_store import (
     Commit,
     StoreDamagedError,
-    StoredTile,
     StoreFullError,
     StoreUnfinishedError,
     TileRow,
@@ -401,43 +400,9 @@ def test_a_step_of_the_schema_is_taken_whole_or_not_at_all(store: SqliteStore, m
         connection.close()
 
 
-def old_store(folder: Path, n_tiles: int) -> None:
-    """A store as the first version made it: the bytes of tiles in the database, 64 KiB pages."""
-    folder.mkdir()
-    with sqlite3.connect(folder / "tiles.sqlite", isolation_level=None) as connection:
-        connection.execute("PRAGMA page_size = 65536")
-        connection.execute("PRAGMA journal_mode = WAL")
-        steps, version = migrations._STEPS, migrations.SCHEMA_VERSION
-        try:
-            migrations._STEPS, migrations.SCHEMA_VERSION = steps[:1], 1
-            migrations.migrate(connection)
-        finally:
-            migrations._STEPS, migrations.SCHEMA_VERSION = steps, version
-        connection.execute(
-            "INSERT INTO run (id, run, name, instrument, stream, state, epoch, rev, epoch_rev, levels, n_tiles,"
-            " n_placements, created_ns, updated_ns, settings, start_json, start)"
-            " VALUES (1, ?, 'old', 'scope', 'cam', 'ended', 1, 1, 0, 1, ?, 0, 5, 5, '{}', '{}', x'')",
-            (RUN, n_tiles),
-        )
-        connection.execute("INSERT INTO planes (t, c, z) VALUES (0, 0, 0)")
-        connection.execute("INSERT INTO commits VALUES (1, 1, 0, 5, ?, 0, 0)", (n_tiles,))
-        for col in range(n_tiles):
-            tile = old_tile(col)
-            connection.execute(
-                "INSERT INTO tile_data VALUES (?, ?, ?, ?)",
-                (col + 1, blob_crc32(tile.pzf, tile.coverage or b""), tile.coverage, tile.pzf),
-            )
-            connection.execute("INSERT INTO tiles VALUES (1, 0, 0, ?, 1, ?)", (col, col + 1))
-    connection.close()
-
-
-def old_tile(col: int) -> StoredTile:
-    return StoredTile(bytes([col % 250]) * (1000 + col), 1, None if col % 3 else b"%d" % col)
-
-
 def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
     folder = tmp_path / RUN
-    old_store(folder, 1200)
+    old_store(folder, RUN, 1200)
     before = (folder / "tiles.sqlite").stat().st_size
     with pytest.raises(StoreOutdatedError, match=r"schema 1 of 2.*`tilecast run` brings all runs"):
         SqliteReader(folder)
@@ -454,7 +419,7 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> N
 
 def test_bringing_a_store_up_to_date_can_be_killed(tmp_path: Path) -> None:
     folder = tmp_path / RUN
-    old_store(folder, 1200)
+    old_store(folder, RUN, 1200)
     code = """
         from tilecast.store import tile_file
         keep, calls = tile_file.TileFile.keep, []
