@@ -44,7 +44,7 @@ class DaemonProcess:
     Attributes
     ----------
     endpoints : dict of str to str
-        By the name of the socket, once it is ready.
+        By the name of the socket, once it is ready; `metrics` is the address of the port for monitoring, if configured.
     log : deque of dict
         The last lines of its log, since it was started last.
     """
@@ -191,7 +191,7 @@ class DaemonProcess:
                     self.log.append(line)
                     self._condition.notify_all()
                 if line.get("event") == "ready":
-                    self.endpoints = {name: line[name] for name in _SOCKETS if name in line}
+                    self.endpoints = {name: line[name] for name in (*_SOCKETS, "metrics") if name in line}
                     self._ready.set()
         with self._condition:
             self._closed = True
