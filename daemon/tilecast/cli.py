@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("tilecast.commands.runs", "List the runs on this computer."),
     "info": ("tilecast.commands.info", "Tell everything about one run."),
     "export-png": ("tilecast.commands.export_png", "Save a picture of a run's mosaic, or of a part of it."),
+    "top": ("tilecast.commands.top", "Watch a running daemon in the terminal."),
+    "doctor": ("tilecast.commands.doctor", "Check this installation, and say what to do about what is wrong."),
     "bench": ("tilecast.commands.bench", "Measure whether this machine keeps up with a camera."),
     "keys": ("tilecast.commands.keys", "Make keys for other machines, and show who may connect."),
     "config": ("tilecast.commands.config", "Show all options, their values, and where each came from."),

@@ -35,7 +35,8 @@ class DaemonProcess:
     store_path : Path
         The folder for the runs.
     settings : mapping of str to str, optional
-        Further options, as for `--set`; endpoints are free ports on this machine unless they are given here.
+        Further options, as for `--set`; endpoints are free ports on this machine unless they are given here, and there
+        is no port for monitoring.
     log_file : Path, optional
         Where its log goes, line by line as JSON; it is added to what is there.
     environ : mapping, optional
@@ -58,7 +59,7 @@ class DaemonProcess:
         environ: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        options = dict.fromkeys(_SOCKETS, "tcp://127.0.0.1:*")
+        options = dict.fromkeys(_SOCKETS, "tcp://127.0.0.1:*") | {"metrics.listen": ""}
         # What it says of itself is read here: "ready" is an info.
         options |= {"store.path": str(store_path), "log.format": "json", "log.level": "info"}
         options |= settings or {}
