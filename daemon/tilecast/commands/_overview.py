@@ -17,6 +17,7 @@ from rich.text import Text
 
 from tilecast.commands.common import format_bytes
 from tilecast.histogram import quantile_s
+from tilecast.service.metrics import HARMLESS, drops
 
 _STAGES: Final = {"journal": "recorded", "sync": "on disk", "blend": "blended", "commit": "committed"}
 _STATE_STYLE: Final = {"ready": "green", "catching-up": "yellow", "starting": "yellow", "stopping": "yellow"}
@@ -162,9 +163,7 @@ def _stages(by_stage: Mapping[str, Mapping[str, Any]]) -> Text:
 
 
 def _lost(ingest: Mapping[str, Any]) -> Text:
-    from tilecast.service.metrics import drops
-
-    found = [f"{count:,.0f} {cause}" for cause, count in drops(ingest).items() if count]
+    found = [f"{count:,.0f} {cause}" for cause, count in drops(ingest).items() if count and cause not in HARMLESS]
     return Text(", ".join(found), style="yellow") if found else Text("nothing")
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tilecast_protocol.client import Client
 
 _ANSWER_S: Final = 3.0
-_FIRST_ANSWER_S: Final = 10.0
 _LOOK_S: Final = 0.2
 _RATE_OVER_S: Final = 5.0
 _LEAVE_S: Final = 0.1
@@ -80,7 +79,7 @@ def command(
         raise click.UsageError("--key and --server-key belong together: our secret key, and the daemon's public one")
     try:
         curve = None if key is None else CurveKeys.load(key, server=server_key)
-        client = Client(None, endpoint, curve=curve, timeout_s=_FIRST_ANSWER_S if once else _ANSWER_S)
+        client = Client(None, endpoint, curve=curve, timeout_s=_ANSWER_S)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     out = console()

@@ -254,6 +254,7 @@ class Daemon:
             server.close()
 
     def _start(self) -> None:
+        self._beat_s = time.monotonic()
         self._state = "catching-up"
         self._committer.start()
         self._blender.start()

@@ -10,13 +10,15 @@ Not known here: sockets, threads, HTTP.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-STATES = ("starting", "catching-up", "ready", "stopping", "failed")
+STATES: Final = ("starting", "catching-up", "ready", "stopping", "failed")
+HARMLESS: Final = ("resent", "repeated-start")
+"""Drops that lose nothing: a publisher that was cut off says again what had come already."""
 
 
 class StatsCollector(Collector):
