@@ -16,9 +16,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tilecast.ingest.verdicts import DropReason
+from tilecast_protocol.messages import REJECT_REASONS
+
 STATES: Final = ("starting", "catching-up", "ready", "stopping", "failed")
-HARMLESS: Final = ("resent", "repeated-start")
+HARMLESS: Final = (DropReason.RESENT, DropReason.REPEATED_START)
 """Drops that lose nothing: a publisher that was cut off says again what had come already."""
+_LOST: Final = "lost-before-start"
 
 
 class StatsCollector(Collector):
@@ -70,8 +74,8 @@ def families(stats: Mapping[str, Any], health: Mapping[str, Any]) -> Iterator[Me
     yield _counter("tilecast_frame_bytes", "Bytes of these images, as sent.", ingest.get("image_bytes", 0))
     yield _counter("tilecast_frames_blended", "Images that were blended, also after a restart.",
                    stats["blend"]["n_frames"])  # fmt: skip
-    yield _by("tilecast_drops", "Messages that were not kept, by the cause; repeated ones among them.", "cause",
-              drops(ingest))  # fmt: skip
+    yield _by("tilecast_drops", "Messages that were not kept, by the cause; also those that had come already.",
+              "cause", drops(ingest))  # fmt: skip
     held = ingest.get("held", {})
     if isinstance(held, Mapping):
         yield _gauge("tilecast_held_bytes", "Images that wait for the start of their run.", held.get("nbytes", 0))
@@ -125,16 +129,17 @@ def families(stats: Mapping[str, Any], health: Mapping[str, Any]) -> Iterator[Me
 
 
 def drops(ingest: Mapping[str, Any]) -> dict[str, float]:
-    """Messages that were not kept, by the cause."""
-    found = {
-        name.partition("_")[2]: float(count)
-        for name, count in ingest.items()
-        if name.startswith(("rejected_", "dropped_"))
-    }
-    found["malformed"] = float(ingest.get("malformed", 0))
+    """Messages that were not kept, by the cause. All causes are there from the start: who watches for a rise from 0
+    to 1 must have seen the 0."""
+    found = dict.fromkeys((*REJECT_REASONS, *DropReason, _LOST), 0.0)
+    for name, count in ingest.items():
+        kind, _, cause = name.partition("_")
+        if kind in ("rejected", "dropped"):
+            found[cause] = found.get(cause, 0.0) + count
+    found["malformed"] += ingest.get("malformed", 0)  # messages that could not be read at all
     held = ingest.get("held")
-    found["lost-before-start"] = float(held["n_lost"]) if isinstance(held, Mapping) else 0.0
-    return dict(sorted(found.items()))
+    found[_LOST] += held["n_lost"] if isinstance(held, Mapping) else 0
+    return {str(cause): count for cause, count in sorted(found.items())}
 
 
 def latency(by_stage: Mapping[str, Mapping[str, Any]]) -> Metric:

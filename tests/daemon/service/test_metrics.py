@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tilecast.histogram import Histogram
 from tilecast.service.metrics import drops, latency, runs
+from tilecast_protocol.messages import REJECT_REASONS
 
 
 def test_buckets_are_added_up_as_prometheus_wants_them() -> None:
@@ -25,12 +26,19 @@ def test_drops_have_their_causes() -> None:
     ingest = {
         "images": 9,
         "malformed": 2,
+        "rejected_malformed": 1,
         "rejected_disk-reserve": 3,
-        "dropped_repeated": 4,
+        "dropped_duplicate": 4,
         "held": {"n": 0, "nbytes": 0, "n_lost": 5},
     }
-    assert drops(ingest) == {"malformed": 2, "disk-reserve": 3, "repeated": 4, "lost-before-start": 5}
-    assert drops({})["malformed"] == 0, "a daemon that is loading runs tells the rest all the same"
+    told = {cause: count for cause, count in drops(ingest).items() if count}
+    assert told == {"malformed": 3, "disk-reserve": 3, "duplicate": 4, "lost-before-start": 5}
+
+
+def test_every_cause_is_told_before_it_happens() -> None:
+    quiet = drops({})  # as of a daemon that is loading runs
+    assert set(quiet.values()) == {0.0}
+    assert {*REJECT_REASONS, "resent", "duplicate", "lost-before-start"} <= quiet.keys()
 
 
 def test_a_run_without_a_plan_has_no_planned_frames() -> None:
