@@ -359,7 +359,7 @@ def check_daemon(config: Config, _camera: Camera | None) -> Iterator[Finding]:
         yield Finding(
             check="daemon",
             verdict=Verdict.WARN,
-            found=f"its sockets are taken ({', '.join(taken)}), so it probably runs; it answers only those who have a key",
+            found=f"its sockets are taken ({', '.join(taken)}): it probably runs, and answers only who has a key",
             advice="ask it with a viewer's key: `tilecast top --once --key … --server-key …`",
         )
         return
