@@ -8,8 +8,8 @@ not a sample of it, and whoever reads two states of a histogram knows what happe
 ...     latency.add(seconds)
 >>> latency.as_dict()
 {'le_s': [0.01, 0.1], 'counts': [1, 2, 1], 'sum_s': 3.114}
->>> quantile_s(latency.as_dict(), 0.5)
-0.055
+>>> quantile_s(latency.as_dict(), 0.75)
+0.1
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -160,20 +161,23 @@ def _watch(client: Client, overview: Overview, interval_s: float) -> None:
     done = threading.Event()
     thread = threading.Thread(target=asker.keep_asking, args=(interval_s, done), name="top-ask", daemon=True)
     out = console()
-    with stopped_by_signals() as stop, _keyboard() as pressed:
+    with stopped_by_signals() as stop, _keyboard() as typed:
         thread.start()
         with Live(Screen(asker.overview, hint=hint), console=out, screen=True, auto_refresh=False) as live:
-            while not stop.is_set() and pressed(_LOOK_S) not in ("q", "Q", "\x1b"):
+            while not stop.is_set() and not asks_to_end(typed(_LOOK_S)):
                 live.update(Screen(asker.overview, hint=hint), refresh=True)
     done.set()
     thread.join(_LEAVE_S)  # it may wait for an answer; it ends with the process
 
 
 @contextlib.contextmanager
-def _keyboard() -> Iterator[_Pressed]:
-    """Keys one by one, without Enter and without being shown, where standard input is a terminal."""
+def _keyboard() -> Iterator[Callable[[float], bytes]]:
+    """What is typed, without Enter and without being shown, where standard input is a terminal.
+
+    The value is called with a time in seconds, waits that long for a key, and returns what there is.
+    """
     if not sys.stdin.isatty():
-        yield _Pressed(None)
+        yield lambda timeout_s: time.sleep(timeout_s) or b""
         return
     import termios
     import tty
@@ -182,24 +186,15 @@ def _keyboard() -> Iterator[_Pressed]:
     before = termios.tcgetattr(fd)
     try:
         tty.setcbreak(fd)
-        yield _Pressed(fd)
+        yield lambda timeout_s: os.read(fd, 1024) if select.select([fd], [], [], timeout_s)[0] else b""
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-class _Pressed:
-    """The key that was pressed, or nothing, after waiting for one."""
+def asks_to_end(typed: bytes) -> bool:
+    r"""Whether q or Escape is among what was typed; other keys, also those that begin with Escape, mean nothing.
 
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-
-    def __call__(self, timeout_s: float) -> str:
-        fds = [] if self._fd is None else [self._fd]
-        with contextlib.suppress(InterruptedError):
-            ready, _, _ = select.select(fds, [], [], timeout_s)
-            if ready and self._fd is not None:
-                text = os.read(self._fd, 16)
-                if not text:
-                    self._fd = None  # the terminal is gone; a signal says so, too
-                return text.decode(errors="replace") if text.startswith(b"\x1b") else text[:1].decode(errors="replace")
-        return ""
+    >>> asks_to_end(b"xq"), asks_to_end(b"\x1b"), asks_to_end(b"\x1b[A\x1bOq")
+    (True, True, False)
+    """
+    return bool(re.search(rb"[qQ\x1b]", re.sub(rb"\x1b[\[O][0-9;]*[A-Za-z~]", b"", typed)))

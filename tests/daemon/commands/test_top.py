@@ -107,16 +107,16 @@ def test_what_is_asked_for_is_there(scanning: Scanning) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60)])
-@pytest.mark.parametrize("n_runs", [0, 1, 40])
+@pytest.mark.parametrize("n_runs", [0, 1, 100])
 def test_it_fits_the_screen(scanning: Scanning, width: int, height: int, n_runs: int) -> None:
     lines = drawn(changed(scanning.overview, stats=many(scanning.overview, n_runs)), width, height)
     assert len(lines) < height
     assert max(len(line) for line in lines) <= width
     assert lines[-1].strip() == "q ends this view"
-    if n_runs == 40:
+    if n_runs == 100:
         shown = sum("run " in line for line in lines) - 1
         [more] = [int(found) for line in lines for found in re.findall(r"… and (\d+) more", line)]
-        assert shown + more == 40
+        assert shown + more == 100
 
 
 def test_problems_the_forecast_and_silence_come_first(scanning: Scanning) -> None:
@@ -152,12 +152,18 @@ def test_half_a_pair_of_keys_is_refused(keys: list[str]) -> None:
     assert "belong together" in result.output
 
 
-def top(scanning: Scanning) -> Terminal:
-    return Terminal([sys.executable, "-m", "tilecast", "top", "--endpoint", scanning.query, "--interval", "0.2"])
+@pytest.fixture
+def terminal(scanning: Scanning) -> Iterator[Terminal]:
+    """The view, in a terminal."""
+    command = [sys.executable, "-m", "tilecast", "top", "--endpoint", scanning.query, "--interval", "0.2"]
+    found = Terminal(command)
+    yield found
+    if found.process.poll() is None:
+        found.process.kill()
+        found.process.wait()
 
 
-def test_in_a_terminal_q_ends_it_and_the_terminal_is_as_before(scanning: Scanning) -> None:
-    terminal = top(scanning)
+def test_in_a_terminal_q_ends_it_and_the_terminal_is_as_before(terminal: Terminal) -> None:
     before = terminal.attributes()
     terminal.read_until("liver")
     assert terminal.attributes() != before, "keys are read one by one"
@@ -172,8 +178,7 @@ def test_in_a_terminal_q_ends_it_and_the_terminal_is_as_before(scanning: Scannin
     assert "Traceback" not in written
 
 
-def test_ctrl_c_ends_it_too(scanning: Scanning) -> None:
-    terminal = top(scanning)
+def test_ctrl_c_ends_it_too(terminal: Terminal) -> None:
     terminal.read_until("liver")
     terminal.type("\x03")
     written = terminal.read_all()
@@ -182,8 +187,7 @@ def test_ctrl_c_ends_it_too(scanning: Scanning) -> None:
     assert "Traceback" not in written
 
 
-def test_a_silent_daemon_is_told_of_and_found_again(scanning: Scanning) -> None:
-    terminal = top(scanning)
+def test_a_silent_daemon_is_told_of_and_found_again(scanning: Scanning, terminal: Terminal) -> None:
     terminal.read_until("liver")
     os.kill(scanning.daemon.pid, signal.SIGSTOP)
     try:
