@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _WRITE_BYTES: Final = 256 << 20
 # A frame is written about twice: its recording, and the tiles that it touches, some of which are written again.
 _WRITTEN_PER_BYTE: Final = 2.0
+_KEPT_PER_BYTE: Final = 1.5
 _SPARE: Final = 1.5
 _TYPICAL_FRAME_NBYTES: Final = 2 * 2048 * 2048
 _TCP_BUFFER_BYTES: Final = 4 << 20
@@ -209,7 +210,8 @@ def check_free_disk(config: Config, camera: Camera | None) -> Iterator[Finding]:
     found = f"{format_bytes(free)} of {format_bytes(total)} free"
     if camera is not None and room < Room.STOP:
         left_bytes = free - reserves.stop(total)
-        found += "; at this camera's rate, recorded without a pause, " + sentence(left_bytes / camera.bytes_per_s)
+        # What is recorded, and the mosaic of it, stay; both are compressed.
+        found += "; by this camera, without a pause, " + sentence(left_bytes / (_KEPT_PER_BYTE * camera.bytes_per_s))
     elif room < Room.STOP:
         warn, stop = reserves.warn(total), reserves.stop(total)
         found += f"; warnings below {format_bytes(warn)}, no run below {format_bytes(stop)}"

@@ -23,6 +23,7 @@ _STAGES: Final = {"journal": "recorded", "sync": "on disk", "blend": "blended", 
 _STATE_STYLE: Final = {"ready": "green", "catching-up": "yellow", "starting": "yellow", "stopping": "yellow"}
 _ROOM_STYLE: Final = {"ok": "", "warn": "yellow", "stop": "bold red", "full": "bold red"}
 _MAX_PROBLEMS: Final = 4
+_WIDE: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +148,8 @@ def _latency(stats: Mapping[str, Any]) -> str:
     if not last["n"]:
         return "–"
     return (
-        f"p50 {last['p50']:.0f} ms, p99 {last['p99']:.0f} ms, max {last['max']:.0f} ms from arrival to commit "
-        f"(last {last['n']:,} commits)"
+        f"p50 {last['p50']:.0f} ms, p99 {last['p99']:.0f} ms, max {last['max']:.0f} ms to the commit "
+        f"(last {last['n']:,})"
     )
 
 
@@ -159,7 +160,7 @@ def _stages(by_stage: Mapping[str, Mapping[str, Any]]) -> Text:
         p99_s = None if histogram is None else quantile_s(histogram, 0.99)
         if p99_s is not None:
             parts.append(f"{word} {1e3 * p99_s:.3g}")
-    return Text("p99 since start, ms: " + ", ".join(parts) if parts else "", style="dim")
+    return Text("p99 in ms: " + ", ".join(parts) if parts else "", style="dim")
 
 
 def _lost(ingest: Mapping[str, Any]) -> Text:
@@ -170,11 +171,11 @@ def _lost(ingest: Mapping[str, Any]) -> Text:
 def _disk(disk: Mapping[str, Any], health: Mapping[str, Any]) -> Text:
     text = Text(f"{format_bytes(disk['free_bytes'])} of {format_bytes(disk['total_bytes'])} free")
     text.stylize(_ROOM_STYLE.get(disk["room"], ""))
-    if disk["lost_bytes_per_s"] >= 1e5:
-        text.append(f", filling at {disk['lost_bytes_per_s'] / 1e6:.1f} MB/s", "")
     if health["forecast"]:
         soon = health["full_in_s"] < 3600
         text.append(f", {health['forecast']}", "bold red" if soon else "")
+    if disk["lost_bytes_per_s"] >= 1e5:
+        text.append(f" ({disk['lost_bytes_per_s'] / 1e6:.0f} MB/s)", "")
     return text
 
 
@@ -215,10 +216,12 @@ def _runs(overview: Overview, room: int, width: int) -> RenderableType:
         return _line("No run is loaded.", "dim")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("run", no_wrap=True)
-    table.add_column("name", no_wrap=True, overflow="ellipsis", max_width=max(10, width - 70))
+    with_bars = width >= _WIDE
+    table.add_column("name", no_wrap=True, overflow="ellipsis", max_width=width - (86 if with_bars else 70))
     table.add_column("state", no_wrap=True)
     table.add_column("frames", no_wrap=True, justify="right")
-    table.add_column("", no_wrap=True)
+    if with_bars:
+        table.add_column("", no_wrap=True)
     table.add_column("missing", no_wrap=True, justify="right")
     table.add_column("rate", no_wrap=True, justify="right")
     table.add_column("left", no_wrap=True, justify="right")
@@ -230,13 +233,13 @@ def _runs(overview: Overview, room: int, width: int) -> RenderableType:
         planned, placed = values["planned"], values["placed"]
         going = values["state"] == "open"
         left = span((planned - placed) / per_s) if planned and going and per_s > 0 and planned > placed else ""
-        # Ids begin with the time, so their ends tell them apart.
+        bar = ProgressBar(total=planned, completed=min(placed, planned), width=12) if planned else ""
         table.add_row(
             run[:8],
             Text(values["name"]),
             Text(values["state"], style="green" if going else ""),
             f"{placed:,}" + (f" of {planned:,}" if planned else ""),
-            ProgressBar(total=planned, completed=min(placed, planned), width=12) if planned else "",
+            *([bar] if with_bars else []),
             Text(f"{values['missing']:,}", style="bold yellow" if values["missing"] else ""),
             f"{per_s:.1f}/s" if going else "",
             left,

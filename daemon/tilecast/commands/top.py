@@ -177,7 +177,7 @@ def _keyboard() -> Iterator[Callable[[float], bytes]]:
     The value is called with a time in seconds, waits that long for a key, and returns what there is.
     """
     if not sys.stdin.isatty():
-        yield lambda timeout_s: time.sleep(timeout_s) or b""
+        yield _nothing_typed
         return
     import termios
     import tty
@@ -189,6 +189,11 @@ def _keyboard() -> Iterator[Callable[[float], bytes]]:
         yield lambda timeout_s: os.read(fd, 1024) if select.select([fd], [], [], timeout_s)[0] else b""
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _nothing_typed(timeout_s: float) -> bytes:
+    time.sleep(timeout_s)
+    return b""
 
 
 def asks_to_end(typed: bytes) -> bool:

@@ -131,12 +131,13 @@ def families(stats: Mapping[str, Any], health: Mapping[str, Any]) -> Iterator[Me
 def drops(ingest: Mapping[str, Any]) -> dict[str, float]:
     """Messages that were not kept, by the cause. All causes are there from the start: who watches for a rise from 0
     to 1 must have seen the 0."""
-    found = dict.fromkeys((*REJECT_REASONS, *DropReason, _LOST), 0.0)
+    found: dict[str, float] = dict.fromkeys((*REJECT_REASONS, *DropReason, _LOST), 0.0)
     for name, count in ingest.items():
         kind, _, cause = name.partition("_")
         if kind in ("rejected", "dropped"):
             found[cause] = found.get(cause, 0.0) + count
     found["malformed"] += ingest.get("malformed", 0)  # messages that could not be read at all
+    del found[DropReason.NOT_KEPT]  # heartbeats, and what else nobody keeps
     held = ingest.get("held")
     found[_LOST] += held["n_lost"] if isinstance(held, Mapping) else 0
     return {str(cause): count for cause, count in sorted(found.items())}

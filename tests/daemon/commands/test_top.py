@@ -137,7 +137,8 @@ def test_before_the_first_answer_it_says_whom_it_asks() -> None:
     assert "The daemon does not answer: nobody listens there" in lines[1]
 
 
-def test_a_daemon_that_is_not_there_is_an_error() -> None:
+def test_a_daemon_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilecast.commands.top._ANSWER_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     result = CliRunner().invoke(cli.main, ["top", "--once", "--endpoint", endpoint])
