@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unarchive": ("tilecast.commands.unarchive", "Bring a run back from its file."),
     "delete": ("tilecast.commands.delete", "Delete runs for good."),
     "export-png": ("tilecast.commands.export_png", "Save a picture of a run's mosaic, or of a part of it."),
+    "top": ("tilecast.commands.top", "Watch a running daemon in the terminal."),
+    "doctor": ("tilecast.commands.doctor", "Check this installation, and say what to do about what is wrong."),
     "bench": ("tilecast.commands.bench", "Measure whether this machine keeps up with a camera."),
     "keys": ("tilecast.commands.keys", "Make keys for other machines, and show who may connect."),
     "config": ("tilecast.commands.config", "Show all options, their values, and where each came from."),

@@ -35,7 +35,8 @@ class DaemonProcess:
     store_path : Path
         The folder for the runs.
     settings : mapping of str to str, optional
-        Further options, as for `--set`; endpoints are free ports on this machine unless they are given here.
+        Further options, as for `--set`; endpoints are free ports on this machine unless they are given here, and there
+        is no port for monitoring.
     log_file : Path, optional
         Where its log goes, line by line as JSON; it is added to what is there.
     environ : mapping, optional
@@ -44,7 +45,7 @@ class DaemonProcess:
     Attributes
     ----------
     endpoints : dict of str to str
-        By the name of the socket, once it is ready.
+        By the name of the socket, once it is ready; `metrics` is the address of the port for monitoring, if configured.
     log : deque of dict
         The last lines of its log, since it was started last.
     """
@@ -58,7 +59,7 @@ class DaemonProcess:
         environ: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        options = dict.fromkeys(_SOCKETS, "tcp://127.0.0.1:*")
+        options = dict.fromkeys(_SOCKETS, "tcp://127.0.0.1:*") | {"metrics.listen": ""}
         # What it says of itself is read here: "ready" is an info.
         options |= {"store.path": str(store_path), "log.format": "json", "log.level": "info"}
         options |= settings or {}
@@ -191,7 +192,7 @@ class DaemonProcess:
                     self.log.append(line)
                     self._condition.notify_all()
                 if line.get("event") == "ready":
-                    self.endpoints = {name: line[name] for name in _SOCKETS if name in line}
+                    self.endpoints = {name: line[name] for name in (*_SOCKETS, "metrics") if name in line}
                     self._ready.set()
         with self._condition:
             self._closed = True

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
-import pty
 import re
 import shlex
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +23,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from rich.console import Console
 
+from terminal import Terminal
 from tilecast import cli
 from tilecast.commands import demo
 from tilecast.commands._live import LiveView, Panel, as_line, resample
@@ -135,54 +131,6 @@ class TestAtWork:
                 assert result.exit_code == 0, result.output
         assert (tmp_path / "detail.png").exists()
         assert "the folder " + str(finished.out) in shown[-1]
-
-
-class Terminal:
-    """A command in a terminal of its own, 80 × 24."""
-
-    def __init__(self, command: list[str]) -> None:
-        self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-
-        def take_terminal() -> None:
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-        self.process = subprocess.Popen(
-            command,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
-            start_new_session=True,
-            preexec_fn=take_terminal,
-        )
-        os.close(theirs)
-        self.written = ""
-
-    def read_until(self, pattern: str) -> None:
-        """Read until something is written; fails at the end of all."""
-        while not re.search(pattern, self.written):
-            piece = self._read()
-            assert piece, self.written
-            self.written += piece
-
-    def read_all(self) -> str:
-        """The rest, until the command ends."""
-        while piece := self._read():
-            self.written += piece
-        self.process.wait(60)
-        os.close(self._ours)
-        return self.written
-
-    def type(self, text: str) -> None:
-        """As if on the keyboard."""
-        os.write(self._ours, text.encode())
-
-    def _read(self) -> str:
-        try:
-            return os.read(self._ours, 1 << 16).decode(errors="replace")
-        except OSError:  # how a terminal says that nobody is there any more
-            return ""
 
 
 def test_ctrl_c_in_a_terminal_ends_everything_in_good_order(tmp_path: Path) -> None:

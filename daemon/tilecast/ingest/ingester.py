@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from tilecast.errors import CalibrationError, StoreError
 from tilecast.geometry import Placement
+from tilecast.histogram import Histogram
 from tilecast.ingest.journalled import Journalled, read_record
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.room import Disk, Room, tell
@@ -298,6 +299,7 @@ class Ingester:
         self._wanted_at = 0.0
         self._lost_at: dict[str, float] = {}
         self.counters: Counter[str] = Counter()
+        self.latency = Histogram()
         self.encode_s = 0.0
         self.append_s = 0.0
         self.syncer = Syncer(
@@ -795,6 +797,7 @@ class Ingester:
             self._sink.opened(self._runs[accept.opens.run])
         if isinstance(message, Image):
             self.counters["images"] += 1
+            self.latency.add((time.time_ns() - accept.now_ns) / 1e9)
             self.counters["image_bytes"] += sum(memoryview(part).nbytes for part in message.parts)
             if pixels is not None and index is not None:
                 self._remember((message.run, index), pixels, ticket)

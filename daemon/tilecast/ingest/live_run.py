@@ -191,6 +191,23 @@ class LiveRun:
             brackets=self._joiner.brackets,
         )
 
+    def progress(self) -> dict[str, Any]:
+        """How far it is, in a few numbers that cost nothing; `planned` is None if its start does not say."""
+        end = self._end
+        seen = self.frames.seen
+        said = end.n_sent if end is not None else self.counts.n_sent
+        expected = max(said, 0 if seen.last is None else seen.last + 1)
+        return {
+            "name": self.start.name,
+            "instrument": self.start.instrument,
+            "stream": self.start.stream,
+            "state": self.phase.value,
+            "planned": self.start.n_expected,
+            "received": len(seen),
+            "placed": len(self.placed),
+            "missing": expected - len(seen),
+        }
+
     def counts_to_keep(self) -> dict[str, Any]:
         """What the journal cannot tell, as plain values, and how many images it speaks of."""
         return self.counts.to_dict() | {

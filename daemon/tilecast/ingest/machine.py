@@ -357,6 +357,7 @@ class IngestMachine:
     def stats(self) -> dict[str, Any]:
         """How much is loaded and held, and what was lost or refused since the machine was made, as plain values."""
         return {
+            "progress": {run.run: run.progress() for run in self._runs.values()},
             "runs": {phase.value: sum(run.phase is phase for run in self._runs.values()) for phase in RunPhase},
             "held": {"n": len(self._held), "nbytes": self._held.nbytes, "n_lost": self._held.n_lost},
             "refused": dict(sorted(self._refused.items())),

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from tilecast.histogram import Histogram
+
 
 class Syncable(Protocol):
     """What this thread needs to know of a journal."""
@@ -70,6 +72,7 @@ class Syncer:
         self._failure: Exception | None = None
         self._n_syncs = 0
         self._sync_s = 0.0
+        self.latency = Histogram()
         self._thread = threading.Thread(target=self._run, name="tilecast-sync", daemon=True)
 
     def start(self) -> None:
@@ -143,7 +146,8 @@ class Syncer:
                 self._condition.wait_for(lambda: self._first_write is not None or self._closing)
                 if self._first_write is None:
                     return
-                due = self._first_write + self._interval_s
+                first_write = self._first_write
+                due = first_write + self._interval_s
                 while not self._closing and (left := due - time.monotonic()) > 0:
                     self._condition.wait(left)
                 journals, self._dirty = list(self._dirty.values()), {}
@@ -172,7 +176,9 @@ class Syncer:
                 self._durable = ticket
                 self._news += synced
                 self._n_syncs += 1
-                self._sync_s += time.monotonic() - began
+                done = time.monotonic()
+                self._sync_s += done - began
+                self.latency.add(done - first_write)
                 self._condition.notify_all()
             for one, why in refused:
                 self._on_refused(one, why)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from tilecast.histogram import Histogram
 from tilecast_protocol.messages import DaemonMessage, encode
 
 
@@ -47,6 +48,7 @@ class Notifier:
         self._n_sent = 0
         self._n_bytes = 0
         self._longest_wait_s = 0.0
+        self.latency = Histogram()
 
     def announce(self, message: DaemonMessage) -> None:
         """Send `message` soon; from any thread."""
@@ -67,7 +69,9 @@ class Notifier:
             self._socket.send_multipart(parts, copy=True)  # PUB drops what a slow viewer cannot take; it never blocks
             self._n_sent += 1
             self._n_bytes += sum(len(part) for part in parts)
-            self._longest_wait_s = max(self._longest_wait_s, time.monotonic() - since)
+            waited_s = time.monotonic() - since
+            self.latency.add(waited_s)
+            self._longest_wait_s = max(self._longest_wait_s, waited_s)
 
     def stats(self) -> NotifierStats:
         """Counters since the start."""

@@ -20,7 +20,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from importlib.metadata import version
@@ -48,10 +48,13 @@ from tilecast.service.committer import MAX_ANNOUNCED_TILES, Committer, Marked, O
 from tilecast.service.config import Config, options
 from tilecast.service.cpu import StageCpu
 from tilecast.service.disk import DiskWatch, reserves_of
+from tilecast.service.forecast import Forecast, sentence
 from tilecast.service.fsck import describe
 from tilecast.service.keeper import Keeper
 from tilecast.service.logging import summarise_floods
 from tilecast.service.mender import Mender, make_room
+from tilecast.service.metrics import StatsCollector
+from tilecast.service.metrics_server import MetricsServer
 from tilecast.service.rates import Rates
 from tilecast.service.rebuild import rebuild_run
 from tilecast.service.repair import Change, Repaired, repair_run
@@ -74,6 +77,7 @@ _STORE_S = 10.0
 _MARK_S = 60.0
 _STATS_S = 1.0
 _LAST_WORDS_MS = 1000
+_STILL_S = 30.0
 
 
 class Daemon:
@@ -108,6 +112,8 @@ class Daemon:
         self._process = psutil.Process()
         self._stage_cpu = StageCpu()
         self._rates = Rates()
+        self._forecast = Forecast()
+        self._beat_s = time.monotonic()
         self._rebuilds: set[str] = set()
         self._rebuilds_lock = threading.Lock()
         self._no_more_rebuilds = False
@@ -139,11 +145,12 @@ class Daemon:
             ingest, notify, query = sockets.ingest(IngestPath), sockets.notify(), sockets.query()
             self.endpoints = sockets.endpoints
             self._build(loop, ingest, notify)
-            self._start()
-            self.ready.set()
-            log.info("ready", store=str(self._root), **self.endpoints)
-            await self._serve_viewers(query, sockets.is_operator)
-            await self._shut_down(loop)
+            with self._monitoring():
+                self._start()
+                self.ready.set()
+                log.info("ready", store=str(self._root), **self.endpoints)
+                await self._serve_viewers(query, sockets.is_operator)
+                await self._shut_down(loop)
             for socket in (notify, query):
                 if socket is not None:
                     socket.close(linger=_LAST_WORDS_MS)
@@ -228,7 +235,27 @@ class Daemon:
             wal_limit_bytes=config.store.wal_limit_bytes,
         )
 
+    @contextlib.contextmanager
+    def _monitoring(self) -> Iterator[None]:
+        """Serve the port for monitoring, if it is configured, until all is finished."""
+        listen = self._config.metrics.listen
+        if not listen:
+            yield
+            return
+        server = MetricsServer(
+            listen,
+            StatsCollector(self._config.instrument, version("tilecast"), stats=self.stats, health=self.health),
+            why_not_alive=self._why_not_alive,
+            why_no_start=self._why_no_start,
+        )
+        self.endpoints["metrics"] = server.url
+        try:
+            yield
+        finally:
+            server.close()
+
     def _start(self) -> None:
+        self._beat_s = time.monotonic()
         self._state = "catching-up"
         self._committer.start()
         self._blender.start()
@@ -297,7 +324,9 @@ class Daemon:
 
     async def _heartbeat(self) -> None:
         while True:
-            self._rates.sample(time.monotonic(), self._counters())
+            self._beat_s = time.monotonic()
+            self._rates.sample(self._beat_s, self._counters())
+            self._forecast.sample(self._beat_s, self._disk.free_bytes)
             self._beat()
             self._plugins.watch()
             summarise_floods()
@@ -370,6 +399,8 @@ class Daemon:
         """Queues, rates, latencies, counters, disk, write-ahead log."""
         committed = self._committer.stats
         latencies = sorted(committed.latency_s)
+        machine = self._machine_stats()
+        progress = machine.pop("progress", {})
         return {
             "state": self._state,
             "uptime_s": time.time() - self._started_at,
@@ -382,7 +413,8 @@ class Daemon:
                 for stats in (queue.stats(),)
             },
             "rates": self._rates.per_second(),
-            "ingest": self._ingester.stats() | self._machine_stats(),
+            "ingest": self._ingester.stats() | machine,
+            "runs": progress,
             "blend": self._blender.stats(),
             "store": {
                 "n_commits": committed.n_commits,
@@ -395,13 +427,24 @@ class Daemon:
                 "wal_bytes": self._committer.wal_bytes(),
                 "free_bytes": self._disk.free_bytes,
             },
-            "disk": self._disk.stats(),
+            "disk": self._disk.stats()
+            | {"lost_bytes_per_s": self._forecast.lost_bytes_per_s, "full_in_s": self._full_in_s()},
             "retention": self._retention.stats(),
             "latency_ms": {
                 "n": len(latencies),
                 "p50": _percentile_ms(latencies, 0.5),
                 "p99": _percentile_ms(latencies, 0.99),
                 "max": _percentile_ms(latencies, 1.0),
+            },
+            "latency_s_by_stage": {
+                stage: histogram.as_dict()
+                for stage, histogram in (
+                    ("journal", self._ingester.latency),
+                    ("sync", self._ingester.syncer.latency),
+                    ("blend", self._blender.latency),
+                    ("commit", self._committer.latency),
+                    ("notify", self._notifier.latency),
+                )
             },
             "notify": {slot: getattr(found, slot) for found in (self._notifier.stats(),) for slot in found.__slots__},
             "plugins": {
@@ -427,6 +470,7 @@ class Daemon:
             problems.append(f"the disk does not take what is written: {self._disk.trouble}")
         problems += [f"run {run} cannot be loaded: {why}" for run, why in self._ingester.not_loadable().items()]
         loaded = self._ingester.loaded()
+        full_in_s = self._full_in_s()
         problems += [f"the mosaic of run {run.run} is stuck: {run.stuck}" for run in self._stuck()]
         problems += [f"run {run} is damaged: {why}" for run, why in self._mender.beyond().items()]
         problems += [f"run {run} is left alone: {why}" for run, why in self._mender.newer().items()]
@@ -437,7 +481,36 @@ class Daemon:
             "free_bytes": self._disk.free_bytes,
             "disk": self._disk.room().word,
             "runs": loaded,
+            "no_start": self._why_no_start(),
+            "full_in_s": full_in_s,
+            "forecast": sentence(full_in_s),
         }
+
+    def _full_in_s(self) -> float | None:
+        """How long there is room for mosaics, if it goes on like this."""
+        disk = self._disk.stats()
+        return self._forecast.full_in_s(disk["free_bytes"], disk["stop_below_bytes"])
+
+    def _why_no_start(self) -> list[str]:
+        """Why no run can be begun now; nothing if one can."""
+        reasons = []
+        if self._state != "ready":
+            reasons.append(f"the daemon is {self._state}")
+        if self._disk.room() >= Room.STOP:
+            reasons.append(self._disk.sentence)
+        if self._disk.trouble:
+            reasons.append(f"the disk does not take what is written: {self._disk.trouble}")
+        return reasons
+
+    def _why_not_alive(self) -> list[str]:
+        """Why this process should be replaced; nothing while it lives."""
+        reasons = []
+        if self._failure is not None:
+            reasons.append(f"the {self._failure[0]} thread failed: {self._failure[1]}")
+        still_s = time.monotonic() - self._beat_s
+        if self._state in ("catching-up", "ready") and still_s > _STILL_S:
+            reasons.append(f"the main thread has not moved for {still_s:.0f} s")
+        return reasons
 
     def damaged(self) -> dict[str, str]:
         """Runs of which something is wrong that could not be repaired, and what."""

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from tilecast.errors import StoreError
 from tilecast.geometry import Placement, PlaneKey, Rect, TileKey
+from tilecast.histogram import Histogram
 from tilecast.pyramid import Pyramid, PyramidSettings, PyramidStats, RenderedTile
 from tilecast.queues import ByteQueue
 from tilecast.service.committer import Closed, Marked, Opened, Rendered, StoreItem, refuse, stuck_notice
@@ -197,6 +198,7 @@ class Blender:
         self.n_frames = 0
         self.blend_s = 0.0
         self.render_s = 0.0
+        self.latency = Histogram()
         self._pyramid_stats: dict[str, PyramidStats] = {}
         self._thread = threading.Thread(target=self._run, name="tilecast-blend", daemon=True)
 
@@ -331,6 +333,7 @@ class Blender:
         if mosaic.dirty_since is None:
             mosaic.dirty_since = began
         if item.t_recv_ns is not None:
+            self.latency.add((time.time_ns() - item.t_recv_ns) / 1e9)
             mosaic.t_recv_ns = item.t_recv_ns if mosaic.t_recv_ns is None else min(mosaic.t_recv_ns, item.t_recv_ns)
         mosaic.ticket = max(mosaic.ticket, item.ticket)
         mosaic.gathered_nbytes += run.start.frame_nbytes

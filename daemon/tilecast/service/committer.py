@@ -31,6 +31,7 @@ import structlog
 from tilecast import geometry
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, Rect
+from tilecast.histogram import Histogram
 from tilecast.hookspecs import Committed
 from tilecast.ingest.room import Disk, Room
 from tilecast.ingest.syncer import Syncer
@@ -219,6 +220,7 @@ class Committer:
         self.stats = CommitterStats()
         self._encoders = ThreadPoolExecutor(_ENCODERS, "tilecast-encode")
         self._encoding: Encoding | None = None
+        self.latency = Histogram()
         self._thread = threading.Thread(target=self._run, name="tilecast-store", daemon=True)
 
     def start(self) -> None:
@@ -408,7 +410,9 @@ class Committer:
         stats.wait_durable_s += durable - encoded
         stats.commit_s += done - durable
         if item.t_recv_ns is not None:
-            stats.latency_s.append((result.t_commit_ns - item.t_recv_ns) / 1e9)
+            latency_s = (result.t_commit_ns - item.t_recv_ns) / 1e9
+            self.latency.add(latency_s)
+            stats.latency_s.append(latency_s)
             del stats.latency_s[:-1000]
 
     def _look_outside(self, run: Run, opened: _Open, commit: Commit) -> None:

@@ -154,6 +154,13 @@ def _check_connect_endpoint(endpoint: str) -> str:
     return endpoint
 
 
+def _check_listen(listen: str) -> str:
+    match = _LISTEN.fullmatch(listen)
+    if listen and (match is None or int(match["port"]) > 65535):
+        raise ValueError("a port to listen on looks like '127.0.0.1:5574'")
+    return listen
+
+
 def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name == "daemon":
         raise ValueError("a name has 1 to 64 of A-Z a-z 0-9 _ . -, begins with a letter or digit, and is not 'daemon'")
@@ -209,15 +216,17 @@ def _same_text(text: str) -> Any:
 
 
 SOCKETS = ("ingest.ack", "ingest.pull", "ingest.sub", "notify", "query")
+_LISTEN = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]/]+):(?P<port>\d{1,5})")
 
 Endpoint = Annotated[str, Kind("endpoint", _same_text), AfterValidator(_check_endpoint)]
+Listen = Annotated[str, Kind("host:port", _same_text), AfterValidator(_check_listen)]
 Endpoints = Annotated[
     tuple[Annotated[str, AfterValidator(_check_connect_endpoint)], ...],
     Kind("list of endpoints", _list_from_text(str)),
     BeforeValidator(_as_tuple),
 ]
 SocketNames = Annotated[
-    tuple[Literal["ingest.ack", "ingest.pull", "ingest.sub", "notify", "query"], ...],
+    tuple[Literal["ingest.ack", "ingest.pull", "ingest.sub", "notify", "query", "metrics.listen"], ...],
     Kind("list of sockets", _list_from_text(str)),
     BeforeValidator(_as_tuple),
 ]
@@ -469,6 +478,12 @@ class CalibrationOptions(_Section):
     )
 
 
+class MetricsOptions(_Section):
+    """The port for monitoring: `/metrics` (Prometheus), `/healthz` and `/readyz` over HTTP, without a password."""
+
+    listen: Listen = _option("", "Where to serve them, such as `127.0.0.1:5574`; port 0: any free one. Empty: nowhere.")
+
+
 class PluginOptions(_Section):
     """How long plugins are waited for, and how often they may fail."""
 
@@ -530,6 +545,7 @@ class Config(_Section):
     retention: RetentionOptions = Field(default_factory=RetentionOptions)
     viewers: ViewerOptions = Field(default_factory=ViewerOptions)
     calibration: CalibrationOptions = Field(default_factory=CalibrationOptions)
+    metrics: MetricsOptions = Field(default_factory=MetricsOptions)
     plugins: PluginOptions = Field(default_factory=PluginOptions)
     curve: CurveOptions = Field(default_factory=CurveOptions)
     log: LogOptions = Field(default_factory=LogOptions)
@@ -574,6 +590,17 @@ class Config(_Section):
                     f"{' and '.join(missing)}, or use an endpoint on 127.0.0.1 or ipc://, or, if everybody on that "
                     f'network may read and write, allow_plaintext = ["{socket}"]'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_stay_here(self) -> Self:
+        listen = self.metrics.listen
+        if listen and not endpoint_is_local(f"tcp://{listen}") and "metrics.listen" not in self.allow_plaintext:
+            raise ValueError(
+                f"metrics.listen = {listen} can be reached from other machines, and asks for no password: use a port "
+                "on 127.0.0.1 (and a proxy in front of it), or, if everybody on that network may read the numbers, "
+                'allow_plaintext = ["metrics.listen"]'
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,212 @@
+"""The port for monitoring of a real daemon, asked by a real HTTP client, and the files made for it in `systemd/`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import zmq
+from prometheus_client.parser import text_string_to_metric_families
+
+from integration.conftest import IMPATIENT, StartDaemon
+from tilecast.errors import ConfigError
+from tilecast.process import DaemonProcess
+from tilecast.service.config import load
+from tilecast_protocol.client import Client
+from tilecast_protocol.publisher import Publisher
+
+SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
+MONITORED = IMPATIENT | {"metrics.listen": "127.0.0.1:0"}
+PATIENCE_S = 20.0
+
+
+def get(daemon: DaemonProcess, path: str) -> tuple[int, str]:
+    """Status and text."""
+    try:
+        with urllib.request.urlopen(daemon.endpoints["metrics"] + path, timeout=PATIENCE_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def scrape(daemon: DaemonProcess) -> dict[str, float]:
+    """Samples by name and labels, as Prometheus writes them."""
+    status, text = get(daemon, "/metrics")
+    assert status == 200, text
+    return {
+        sample.name + "".join(f"{{{key}={value}}}" for key, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def until(ask: Callable[[], Any], what: str) -> Any:
+    """Ask until the answer is not false."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not (found := ask()):
+        assert time.monotonic() < deadline_s, what
+    return found
+
+
+def test_a_scan_shows_in_the_metrics(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(**MONITORED)
+    assert get(daemon, "/healthz") == (200, "ok\n")
+    assert get(daemon, "/readyz") == (200, "ok\n")
+    before = scrape(daemon)
+    assert before["tilecast_frames_total"] == 0
+    assert before["tilecast_state{state=ready}"] == 1
+    pixels = np.random.default_rng(3).integers(0, 4000, (48, 64)).astype("<u2")
+    with Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as publisher:
+        run = publisher.start('li"ver', shape=(48, 64), dtype="<u2", px_um=(0.5, 0.5), n_expected=5)
+        for frame in range(4):
+            publisher.image(pixels, pos_um=(16.0 * frame, 0.0))
+        publisher.flush(PATIENCE_S)
+        until(lambda: scrape(daemon)[f"tilecast_run_placed_frames{{run={run}}}"] == 4, "four frames placed")
+        until(lambda: scrape(daemon)["tilecast_latency_seconds_count{stage=blend}"] == 4, "four frames blended")
+        until(lambda: scrape(daemon)["tilecast_latency_seconds_count{stage=commit}"] >= 1, "a commit")
+        after = scrape(daemon)
+        publisher.end()
+    assert after["tilecast_frames_total"] == 4
+    assert after["tilecast_frame_bytes_total"] >= 4 * 1000
+    assert after[f"tilecast_run_planned_frames{{run={run}}}"] == 5
+    assert after[f"tilecast_run_missing_frames{{run={run}}}"] == 0
+    assert after['tilecast_run_open{name=li"ver}' + f"{{run={run}}}{{stream=cam}}"] == 1
+    for stage in ("journal", "sync", "blend", "commit", "notify"):
+        assert after[f"tilecast_latency_seconds_count{{stage={stage}}}"] >= 1, stage
+        assert 0 < after[f"tilecast_latency_seconds_sum{{stage={stage}}}"] < 60, stage
+    with Client(None, daemon.endpoints["query"]) as client:
+        stats = client.stats()
+    assert after["tilecast_tiles_total"] <= stats["store"]["n_tiles"]
+    assert after["tilecast_disk_total_bytes"] == stats["disk"]["total_bytes"]
+    assert after["tilecast_resident_memory_bytes"] > 10e6
+
+
+def test_a_message_that_is_refused_is_a_drop_with_its_cause(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(**MONITORED)
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+        push.connect(daemon.endpoints["ingest.pull"])
+        push.send_multipart([b"tc1/scope/cam/image", b"not msgpack"])
+        until(lambda: scrape(daemon)["tilecast_drops_total{cause=malformed}"] == 1, "a malformed message")
+
+
+def test_whoever_is_rude_to_the_port_hurts_nobody(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(**MONITORED)
+    where = urlsplit(daemon.endpoints["metrics"])
+    assert where.hostname is not None
+    silent = [socket.create_connection((where.hostname, where.port or 0), PATIENCE_S) for _ in range(30)]
+    try:
+        silent[0].sendall(b"\x00\xff nonsense\r\n\r\n")
+        with Client(None, daemon.endpoints["query"]) as client:
+            assert client.health()["ready"]
+            pixels = np.zeros((48, 64), "<u2")
+            with Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as publisher:
+                publisher.start("quiet", shape=(48, 64), dtype="<u2", px_um=(0.5, 0.5))
+                publisher.image(pixels, pos_um=(0.0, 0.0))
+                publisher.flush(PATIENCE_S)
+            threads = len(list(Path(f"/proc/{daemon.pid}/task").iterdir()))
+    finally:
+        for one in silent:
+            one.close()
+    until(lambda: _answers(daemon), "the port answers again")
+    assert get(daemon, "/etc/passwd")[0] == 404
+    assert threads < 60
+    assert daemon.stop() == 0
+
+
+def _answers(daemon: DaemonProcess) -> bool:
+    try:
+        return get(daemon, "/healthz")[0] == 200
+    except OSError:
+        return False
+
+
+def test_a_disk_below_its_reserve_is_alive_and_not_ready(start_daemon: StartDaemon) -> None:
+    whole_disk = {"disk.warn_percent": "100", "disk.stop_percent": "100"}
+    huge = {"disk.warn_bytes": "1000TiB", "disk.stop_bytes": "1000TiB"}
+    daemon = start_daemon(**MONITORED, **whole_disk, **huge)
+    status, why = get(daemon, "/readyz")
+    assert status == 503
+    assert "no run is begun" in why
+    assert get(daemon, "/healthz")[0] == 200
+    assert scrape(daemon)["tilecast_takes_start"] == 0
+    with Client(None, daemon.endpoints["query"]) as client:
+        health = client.health()
+    assert "no run is begun" in health["no_start"][0]
+    assert (health["full_in_s"], health["forecast"]) == (0.0, "full")
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        daemon = DaemonProcess(tmp_path / "runs", settings={"metrics.listen": listen})
+        with pytest.raises(Exception, match=r"metrics\.listen = .* cannot be bound"):
+            daemon.start()
+
+
+def test_other_machines_are_let_in_only_if_that_is_said() -> None:
+    with pytest.raises(ConfigError, match="asks for no password"):
+        load(overrides=["metrics.listen=0.0.0.0:5574"], environ={})
+    load(overrides=["metrics.listen=0.0.0.0:5574", "allow_plaintext=metrics.listen"], environ={})
+    load(overrides=["metrics.listen=[::1]:5574"], environ={})
+    with pytest.raises(ConfigError, match=r"looks like '127.0.0.1:5574'"):
+        load(overrides=["metrics.listen=5574"], environ={})
+
+
+# ---- the files that are made for it ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names of all metrics that a real daemon tells, with the endings of their samples."""
+    folder = tmp_path_factory.mktemp("told")
+    with DaemonProcess(folder / "runs", settings=MONITORED) as daemon:
+        _, text = get(daemon, "/metrics")
+    names = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        names |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
+    return names
+
+
+def expressions(value: Any) -> list[str]:
+    """Everything under a key `expr`."""
+    if isinstance(value, dict):
+        own = [value["expr"]] if isinstance(value.get("expr"), str) else []
+        return own + [found for inner in value.values() for found in expressions(inner)]
+    return [found for inner in value for found in expressions(inner)] if isinstance(value, list) else []
+
+
+def test_every_metric_of_the_dashboard_exists(told: set[str]) -> None:
+    dashboard = json.loads((SYSTEMD / "grafana-dashboard.json").read_text())
+    used = {name for text in expressions(dashboard) for name in re.findall(r"\btilecast_\w+", text)}
+    assert len(used) > 15
+    assert used <= told
+    places = [tuple(panel["gridPos"].values()) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_every_metric_of_the_alerts_exists(told: set[str]) -> None:
+    text = (SYSTEMD / "alerts.rules.yml").read_text()
+    used = set(re.findall(r"\btilecast_\w+", "\n".join(re.findall(r"expr: (.*)", text))))
+    assert len(used) > 5
+    assert used <= told
+
+
+def test_prometheus_accepts_the_alerts() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool (package prometheus) is not here")
+    found = subprocess.run([promtool, "check", "rules", SYSTEMD / "alerts.rules.yml"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
