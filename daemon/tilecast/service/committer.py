@@ -190,6 +190,12 @@ class Committer:
         Called with each commit; must not wait.
     on_failure : callable
         Called with the exception that ended this thread.
+
+    Attributes
+    ----------
+    n_turns : int
+        Rises whenever the thread does something, also if that is to look whether there is something to do, or to try
+        again.
     """
 
     def __init__(
@@ -216,6 +222,7 @@ class Committer:
         self._revs: dict[str, tuple[int, int]] = {}
         self._stopping = threading.Event()
         self.stats = CommitterStats()
+        self.n_turns = 0
         self._helper = ThreadPoolExecutor(1, "tilecast-encode")
         self._thread = threading.Thread(target=self._run, name="tilecast-store", daemon=True)
 
@@ -246,6 +253,7 @@ class Committer:
     def _run(self) -> None:
         try:
             while not self._queue.drained:
+                self.n_turns += 1
                 item = self._queue.get(timeout_s=1.0)
                 if item is not None:
                     self._do(item)
@@ -297,6 +305,7 @@ class Committer:
             except StoreBusyError as error:
                 log.error("the store cannot be written now; tiles wait", run=run.run, error=str(error))
                 self.stats.n_retries += 1
+                self.n_turns += 1
                 if self._stopping.wait(_RETRY_S):
                     raise
 
@@ -329,6 +338,7 @@ class Committer:
         rows = encode_rows(item.batch, self._helper)
         encoded = time.monotonic()
         while not self._syncer.wait_durable(item.ticket, _DURABLE_POLL_S):
+            self.n_turns += 1
             if self._syncer.failure is not None:
                 break
         refusal = self._syncer.refusal(item.run.journal)
