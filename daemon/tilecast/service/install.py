@@ -243,10 +243,10 @@ class Installation:
             yield from self._system_file(place.sysusers, source / "sysusers.conf", "systemd-sysusers")
             yield from self._system_file(place.tmpfiles, source / "tmpfiles.conf", "systemd-tmpfiles", "--create")
         if not config_file.exists():
-            text = to_toml() if place.is_user else service_toml(wishes.instance, wishes.port)
+            example = to_toml() if place.is_user else service_toml(wishes.instance, wishes.port)
             group = None if place.is_user else "tilecast"
             mode = 0o600 if place.is_user else 0o640
-            yield Step(f"write {config_file}", lambda: _write(config_file, text, mode, group))
+            yield Step(f"write {config_file}", lambda: _write(config_file, example, mode, group))
         changed = False
         for unit, text in self._units(source, service, config, tilecast, python):
             path = place.units / unit
