@@ -29,6 +29,7 @@ _EXAMPLE: Final = "/opt/tilecast/bin/"
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 _RESTART_STEPS_SINCE: Final = 254
 _ROUND_TO: Final = 512 * MIB
+_STATE: Final = Path("/var/lib/tilecast")
 _FREE_PORTS: Final = ("ingest.ack", "ingest.pull", "notify", "query")
 
 
@@ -143,24 +144,31 @@ def limits(config: Config) -> tuple[int, int]:
     return high, high + GIB
 
 
-def service_toml(instance: str | None = None, port: int = 5580) -> str:
-    """The configuration file of a service for the whole machine, every option explained."""
-    folder = "/var/lib/tilecast" + (f"/{instance}" if instance else "")
+def service_config(instance: str | None = None, port: int = 5580) -> Config:
+    """What the configuration of a service for the whole machine begins with."""
+    folder = _STATE / (instance or "")
     values = [f"store.path={folder}/runs", f"calibration.path={folder}/calibrations"]
     if instance:
         values += [f"instrument={instance}"]
         values += [f"{name}=tcp://127.0.0.1:{port + n}" for n, name in enumerate(_FREE_PORTS)]
-    return to_toml(load(overrides=values, environ={}))
+    return load(overrides=values, environ={})
 
 
-def drop_in(config: Config, systemd_version: int) -> str:
+def service_toml(instance: str | None = None, port: int = 5580) -> str:
+    """Its file, every option explained."""
+    return to_toml(service_config(instance, port))
+
+
+def drop_in(config: Config, systemd_version: int, *, is_user: bool = False) -> str:
     """What of a unit depends on the configuration, and on systemd's age; empty if the unit is right as it is."""
     lines = []
     if limits(config) != limits(load(environ={})):
         high, most = limits(config)
         lines += ["# In step with the budgets of the configuration.", f"MemoryHigh={high}", f"MemoryMax={most}"]
     remote = [name for name in SOCKETS if not all(map(endpoint_is_local, config.endpoints(name)))]
-    if remote:
+    if not is_user and not config.store.path.is_relative_to(_STATE):
+        lines += ["# Where the runs are.", f"ReadWritePaths={config.store.path}"]
+    if remote and not is_user:
         lines += [f"# Other machines reach {', '.join(remote)}.", "IPAddressDeny=", "IPAddressAllow=any"]
     if systemd_version >= _RESTART_STEPS_SINCE:
         lines += ["# From 2 s to a minute between restarts.", "RestartSteps=5", "RestartMaxDelaySec=1min"]
@@ -238,12 +246,20 @@ class Installation:
         name = wishes.instance or "tilecast"
         service = f"tilecast@{name}.service" if wishes.instance else "tilecast.service"
         config_file = place.config / f"{name}.toml"
-        config = load(config_file, environ={}) if config_file.exists() else load(environ={})
+        if config_file.exists():
+            config = load(config_file, environ={})
+        else:
+            config = load(environ={}) if place.is_user else service_config(wishes.instance, wishes.port)
+        if not place.is_user and not (runs := config.store.path).is_relative_to(_STATE) and not runs.is_dir():
+            raise ConfigError(
+                f"store.path = {runs} in {config_file}: there is no such folder. Make it, and give it to the service: "
+                f"install -d -o tilecast -g tilecast -m 750 {runs}"
+            )
         if place.sysusers and place.tmpfiles:
             yield from self._system_file(place.sysusers, source / "sysusers.conf", "systemd-sysusers")
             yield from self._system_file(place.tmpfiles, source / "tmpfiles.conf", "systemd-tmpfiles", "--create")
         if not config_file.exists():
-            example = to_toml() if place.is_user else service_toml(wishes.instance, wishes.port)
+            example = to_toml(config)
             group = None if place.is_user else "tilecast"
             mode = 0o600 if place.is_user else 0o640
             yield Step(f"write {config_file}", lambda: _write(config_file, example, mode, group))
@@ -254,7 +270,7 @@ class Installation:
                 changed = True
                 yield _writing(path, text)
         override = place.units / f"{service}.d/10-tilecast.conf"
-        if override.exists() and not drop_in(config, self.systemd_version()):
+        if override.exists() and not self._drop_in(config):
             changed = True
             yield Step(f"remove {override}", override.unlink)
         if changed:
@@ -290,6 +306,9 @@ class Installation:
         steps += [Step(f"remove {path}", path.unlink) for path in ours]
         return [*steps, self._command("daemon-reload")] if ours else steps
 
+    def _drop_in(self, config: Config) -> str:
+        return drop_in(config, self.systemd_version(), is_user=self._place.is_user)
+
     def _units(
         self, source: Path, service: str, config: Config, tilecast: str, python: str
     ) -> Iterator[tuple[str, str]]:
@@ -299,7 +318,7 @@ class Installation:
             text = path.read_text()
             text = text.replace(f"{_EXAMPLE}python", python.replace("%", "%%"))
             yield path.name, _mark() + text.replace(f"{_EXAMPLE}tilecast", tilecast.replace("%", "%%"))
-        if text := drop_in(config, self.systemd_version()):
+        if text := self._drop_in(config):
             yield f"{service}.d/10-tilecast.conf", _mark() + text
 
     def _system_file(self, path: Path, source: Path, *command: str) -> Iterator[Step]:

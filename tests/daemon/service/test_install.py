@@ -10,7 +10,17 @@ import pytest
 
 from tilecast.errors import ConfigError
 from tilecast.service.config import load, to_toml
-from tilecast.service.install import MARK, Installation, Place, Wishes, drop_in, limits, service_toml, unreadable
+from tilecast.service.install import (
+    MARK,
+    Installation,
+    Place,
+    Wishes,
+    drop_in,
+    limits,
+    service_config,
+    service_toml,
+    unreadable,
+)
 
 
 class Systemctl:
@@ -141,9 +151,14 @@ def test_an_environment_that_services_cannot_see_is_refused(tmp_path: Path) -> N
 
 
 def test_a_unit_is_opened_to_other_machines_only_if_the_configuration_is() -> None:
-    assert drop_in(load(environ={}), 252) == ""
+    assert drop_in(service_config(), 252) == ""
     remote = load(overrides=["query=tcp://0.0.0.0:5573", "allow_plaintext=query"], environ={})
     assert "IPAddressAllow=any" in drop_in(remote, 252)
+    assert "IPAddressAllow" not in drop_in(remote, 252, is_user=True)
+
+
+def test_a_unit_may_write_where_the_runs_are() -> None:
+    assert "ReadWritePaths=/data/runs\n" in drop_in(load(overrides=["store.path=/data/runs"], environ={}), 252)
 
 
 def test_newer_systemd_waits_longer_each_time() -> None:
