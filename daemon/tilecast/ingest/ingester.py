@@ -333,6 +333,11 @@ class Ingester:
         self._stopping = True
         self.wake()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has done all its work, or has died."""
+        return not self._thread.is_alive()
+
     def join(self) -> None:
         """Wait until the thread has ended; all runs are with the sink then, and journals are durable."""
         self._thread.join()

@@ -354,14 +354,14 @@ class Daemon:
 
     def _stages(self) -> list[Stage]:
         """The threads that frames pass through; one that waits for the next is judged by that."""
-        sync = self._ingester.syncer.stats()
+        ingester, blender, committer = self._ingester, self._blender, self._committer
+        sync = ingester.syncer.stats()
+        blend_waits = self._store_queue.n_waiting > 0 or blender.waits_for_store
         return [
-            Stage("ingest", self._ingester.n_turns, waits=self._blend_queue.n_waiting > 0),
+            Stage("ingest", ingester.n_turns, waits=ingester.ended or self._blend_queue.n_waiting > 0),
             Stage("sync", sync["n_syncs"], waits=sync["waiting"] == 0),
-            Stage(
-                "blend", self._blender.n_turns, waits=self._store_queue.n_waiting > 0 or self._blender.waits_for_store
-            ),
-            Stage("store", self._committer.n_turns),
+            Stage("blend", blender.n_turns, waits=blender.ended or blend_waits),
+            Stage("store", committer.n_turns, waits=committer.ended),
         ]
 
     def _status(self) -> str:

@@ -213,6 +213,11 @@ class Blender:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has done all its work, or has died."""
+        return not self._thread.is_alive()
+
     def join(self) -> None:
         """Wait until the queue was closed and everything in it was handed to the store."""
         self._thread.join()

@@ -230,6 +230,11 @@ class Committer:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has done all its work, or has died."""
+        return not self._thread.is_alive()
+
     def join(self) -> None:
         """Wait until the queue was closed and everything in it is done."""
         self._thread.join()
