@@ -168,7 +168,7 @@ class Machine:
             folder / "root",
             sysconfig.get_path("purelib"),
             ROOT,
-            Path("/usr/share/empty") if base == Path("/usr") else base,
+            folder / "files" if base == Path("/usr") else base,
             self._kernels,
             self._disk_nbytes,
             folder / "files",

@@ -14,6 +14,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import IO, Any
 import pytest
 
 from integration.scanning import assert_holds, pictures
-from systemd.machine import JournalReader, Machine, why_not
+from systemd.machine import PATIENCE_S, JournalReader, Machine, why_not
 from tilecast.service.fsck import check_run
 
 pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -107,6 +109,14 @@ def wait_for_restart(machine: Machine, journal: JournalReader, after: int, n_res
     assert machine.show("tilecast.service", "ActiveState") == "active"
 
 
+def wait_for_status(machine: Machine, text: str) -> None:
+    """Until `systemctl status` shows this; it is told once a second, and tells nobody."""
+    waiting, deadline = threading.Event(), time.monotonic() + PATIENCE_S
+    while text not in (status := machine.show("tilecast.service", "StatusText")):
+        assert time.monotonic() < deadline, status
+        waiting.wait(0.1)
+
+
 def install(machine: Machine) -> None:
     shown = machine.run(TILECAST, "install")
     assert "would: write /etc/systemd/system/tilecast.service" in shown
@@ -114,7 +124,7 @@ def install(machine: Machine) -> None:
     machine.run(TILECAST, "install", "--apply")
     assert "Nothing to do" in machine.run(TILECAST, "install")
     assert machine.show("tilecast.service", "ActiveState") == "active"
-    assert machine.show("tilecast.service", "StatusText").startswith("ready")
+    wait_for_status(machine, "ready")
     assert machine.run("systemctl", "is-enabled", "tilecast").strip() == "enabled"
 
 
@@ -180,7 +190,7 @@ def test_a_life_of_the_service(machine: Machine) -> None:
         machine.run("systemctl", "reload", "tilecast")
         refused = journal.wait("configuration not reloaded", after=after, PRIORITY="3")
         assert "stop_bytes" in refused["WHY"]
-        assert "the old one holds" in machine.show("tilecast.service", "StatusText")
+        wait_for_status(machine, "the old one holds")
         limits = "[disk]\nstop_bytes = '100MiB'\nstop_percent = 100\nwarn_bytes = '120MiB'\nwarn_percent = 100\n"
         changed = right.replace("[disk]\n", limits)
         assert changed != right

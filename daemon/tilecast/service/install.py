@@ -290,7 +290,7 @@ class Installation:
     def removal(self) -> list[Step]:
         """What has to be done to take everything away again, but for runs, configurations and users."""
         place = self._place
-        ours = [path for path in sorted(place.units.rglob("*tilecast*")) if path.is_file() and _is_ours(path)]
+        ours = [path for path in sorted(place.units.rglob("*tilecast*")) if not path.is_symlink() and _is_ours(path)]
         units = [path.name for path in ours if path.suffix == ".service" and path.parent == place.units]
         instances = [
             one.name
