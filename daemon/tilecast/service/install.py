@@ -278,7 +278,7 @@ class Installation:
         services = [service, *(["tilecast-web.service"] if wishes.web else [])]
         idle = [one for one in services if changed or wishes.restart or not self._is("is-active", one)]
         if idle and not place.is_user:
-            yield self._command("start", "tilecast-kernels.service", why=" (compiles kernels; up to a minute)")
+            yield self._command("restart", "tilecast-kernels.service", why=" (compiles kernels; up to a minute)")
         for one in services:
             if not self._is("is-enabled", one):
                 yield self._command("enable", one)
