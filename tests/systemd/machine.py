@@ -25,7 +25,7 @@ from typing import Any, Self
 PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMD = Path("/lib/systemd/systemd")
-_NEEDED = ("unshare", "nsenter", "systemctl", "systemd-analyze", "ldconfig", "pivot_root", "ip")
+_NEEDED = ("unshare", "nsenter", "systemctl", "systemd-analyze", "ldconfig", "pivot_root", "ip", "setpriv")
 
 # Of the host's devices and kernel nothing may be changed from inside: /sys and /proc/sys are read-only, which systemd
 # understands as being in a container.
@@ -173,7 +173,9 @@ class Machine:
             self._disk_nbytes,
             folder / "files",
         ]
-        unshare = "unshare --fork --kill-child --pid --mount --cgroup --net --ipc --uts --propagation private"
+        # It ends with the test, however that ends.
+        unshare = "setpriv --pdeathsig KILL -- unshare --fork --kill-child --propagation private"
+        unshare += " --pid --mount --cgroup --net --ipc --uts"
         script = f'echo 0 > "$0/cgroup.procs"; exec {unshare} -- sh -euc \'{_BOOT}\' boot "$@"'
         with (folder / "boot.log").open("wb") as log:
             self._process = subprocess.Popen(

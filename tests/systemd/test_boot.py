@@ -104,7 +104,9 @@ def main_pid(machine: Machine) -> int:
 
 def wait_for_restart(machine: Machine, journal: JournalReader, after: int, n_restarts: int) -> None:
     """Until systemd says that it runs again, the `n_restarts`th time."""
-    journal.wait("Started tilecast.service", after=after)
+    again = f"tilecast.service: Scheduled restart job, restart counter is at {n_restarts}."
+    scheduled = journal.wait(again, after=after)
+    journal.wait("Started tilecast.service", after=journal.entries.index(scheduled))
     assert machine.show("tilecast.service", "NRestarts") == str(n_restarts)
     assert machine.show("tilecast.service", "ActiveState") == "active"
 
