@@ -212,7 +212,8 @@ class JournalReader:
     def __init__(self, machine: Machine, *matches: str) -> None:
         command = ["journalctl", "--follow", "--no-tail", "--output=json", "--all", *matches]
         self._process = subprocess.Popen(
-            [*machine.entering("pid", "mount", "cgroup", "net", "ipc", "uts"), *_CLEAN, *command],
+            # Not into its processes: nsenter would stay between, and be killed in the reader's place.
+            [*machine.entering("mount"), *_CLEAN, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

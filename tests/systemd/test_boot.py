@@ -81,11 +81,11 @@ def camera(machine: Machine, seed: int) -> Iterator[Camera]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    try:
-        yield Camera(process)
-    finally:
-        process.kill()
-        process.communicate()
+    with process:
+        try:
+            yield Camera(process)
+        finally:
+            process.kill()
 
 
 @pytest.fixture
