@@ -130,6 +130,21 @@ def install(machine: Machine) -> None:
     assert machine.run("systemctl", "is-enabled", "tilecast").strip() == "enabled"
 
 
+def install_another(machine: Machine) -> None:
+    """A second microscope, which other machines reach with keys: its secret is the service manager's to keep."""
+    before = main_pid(machine)
+    machine.run(TILECAST, "install", "--instance", "scope-2", "--port", "5590", "--apply")
+    machine.run(TILECAST, "keys", "new", "tilecast", "/etc/credstore")
+    file = machine.path("/etc/tilecast/scope-2.toml")
+    keys = "secret_key = '/run/credentials/tilecast@scope-2.service/tilecast.key_secret'"
+    text = file.read_text().replace("[curve]\n", f"[curve]\n{keys}\nclients = '/etc/tilecast/clients'\n")
+    file.write_text(text.replace("tcp://127.0.0.1:5593", "tcp://0.0.0.0:5593"))
+    machine.run(TILECAST, "install", "--instance", "scope-2", "--apply")
+    assert machine.show("tilecast@scope-2.service", "ActiveState") == "active"
+    assert machine.show("tilecast@scope-2.service", "IPAddressAllow") in ("::/0 0.0.0.0/0", "0.0.0.0/0 ::/0")
+    assert main_pid(machine) == before, "the other one was not disturbed"
+
+
 def check_units(machine: Machine) -> None:
     units = ["tilecast.service", "tilecast@scope-2.service", "tilecast-web.service", "tilecast-kernels.service"]
     assert machine.run("systemd-analyze", "verify", *units) == ""
@@ -249,7 +264,9 @@ def test_a_life_of_the_service(machine: Machine) -> None:
         machine.run(TILECAST, "install", "--apply", "--restart")
         scope.send(30)
         assert scope.end() == {"frames": 60, "rejected": 0}
+    install_another(machine)
     machine.run(TILECAST, "uninstall", "--apply")
+    assert machine.show("tilecast@scope-2.service", "ActiveState") == "inactive"
     assert not machine.path("/etc/systemd/system/tilecast.service").exists()
     assert machine.path(CONFIG).exists()
     again = pictures(8, 60)

@@ -263,29 +263,32 @@ class Installation:
             group = None if place.is_user else "tilecast"
             mode = 0o600 if place.is_user else 0o640
             yield Step(f"write {config_file}", lambda: _write(config_file, example, mode, group))
-        changed = False
+        changed: set[Path] = set()
         for unit, text in self._units(source, service, config, tilecast, python):
             path = place.units / unit
             if not path.exists() or path.read_text() != text:
-                changed = True
+                changed.add(path)
                 yield _writing(path, text)
         override = place.units / f"{service}.d/10-tilecast.conf"
         if override.exists() and not self._drop_in(config):
-            changed = True
+            changed.add(override)
             yield Step(f"remove {override}", override.unlink)
         if changed:
             yield self._command("daemon-reload")
-        services = [service, *(["tilecast-web.service"] if wishes.web else [])]
-        idle = [one for one in services if changed or wishes.restart or not self._is("is-active", one)]
-        if idle and not place.is_user:
+        active = self._active()
+        enabled = [service, *(["tilecast-web.service"] if wishes.web else [])]
+        # A drop-in is this service's; the units are those of all.
+        all_are_old = wishes.restart or bool(changed - {override})
+        old = active if all_are_old else {service} & active if changed else set()
+        if not place.is_user and (old or not active.issuperset(enabled)):
             yield self._command("restart", "tilecast-kernels.service", why=" (compiles kernels; up to a minute)")
-        for one in services:
+        for one in enabled:
             if not self._is("is-enabled", one):
                 yield self._command("enable", one)
-            if not self._is("is-active", one):
+            if one not in active:
                 yield self._command("start", one)
-            elif changed or wishes.restart:
-                yield self._command("restart", one, why=" (it ends what it has read, and takes up its runs again)")
+        for one in sorted(old):
+            yield self._command("restart", one, why=" (it ends what it has read, and takes up its runs again)")
 
     def removal(self) -> list[Step]:
         """What has to be done to take everything away again, but for runs, configurations and users."""
@@ -326,6 +329,11 @@ class Installation:
         if not path.exists() or path.read_text() != text:
             yield _writing(path, text)
             yield Step(f"{' '.join(command)} {path}", lambda: _run(*command, str(path)))
+
+    def _active(self) -> set[str]:
+        """Our services that run."""
+        _, said = self._systemctl("list-units", "--state=active", "--plain", "--no-legend", "tilecast*.service")
+        return {line.split()[0] for line in said.splitlines() if line.strip()} - {"tilecast-kernels.service"}
 
     def _is(self, question: str, unit: str) -> bool:
         return self._systemctl(question, "--quiet", unit)[0] == 0

@@ -40,6 +40,8 @@ class Systemctl:
                 return int(unit not in self.enabled), ""
             case ["is-active", _, unit]:
                 return int(unit not in self.active), ""
+            case ["list-units", *_]:
+                return 0, "".join(f"{unit} loaded active running a service\n" for unit in sorted(self.active))
             case ["enable", unit]:
                 self.enabled.add(unit)
             case ["start" | "restart", unit]:
@@ -100,6 +102,20 @@ def test_an_older_unit_is_replaced_and_its_service_restarted(place: Place, syste
     assert unit.read_text() == text
     assert systemctl.called == ["daemon-reload", "restart tilecast.service"]
     assert config.read_text() == 'instrument = "mine"\n'
+
+
+def test_newer_units_are_those_of_all_services_that_run(place: Place, systemctl: Systemctl) -> None:
+    install(place, systemctl)
+    systemctl.active |= {"tilecast-web.service", "tilecast@scope-2.service", "tilecast-kernels.service"}
+    (place.units / "tilecast.service").write_text(f"{MARK}\n")
+    systemctl.called.clear()
+    install(place, systemctl)
+    restarted = ["tilecast-web.service", "tilecast.service", "tilecast@scope-2.service"]
+    assert systemctl.called == ["daemon-reload", *(f"restart {unit}" for unit in restarted)]
+    (place.config / "tilecast.toml").write_text('[blend]\nbudget_bytes = "8GiB"\n')
+    systemctl.called.clear()
+    install(place, systemctl)
+    assert systemctl.called == ["daemon-reload", "restart tilecast.service"]
 
 
 def test_larger_budgets_get_larger_limits(place: Place, systemctl: Systemctl) -> None:
