@@ -212,8 +212,8 @@ class JournalReader:
     def __init__(self, machine: Machine, *matches: str) -> None:
         command = ["journalctl", "--follow", "--no-tail", "--output=json", "--all", *matches]
         self._process = subprocess.Popen(
-            # Not into its processes: nsenter would stay between, and be killed in the reader's place.
-            [*machine.entering("mount"), *_CLEAN, *command],
+            [*machine.entering("pid", "mount", "cgroup", "net", "ipc", "uts"), *_CLEAN, *command],
+            process_group=0,  # nsenter stays between, and is killed with the reader
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -244,7 +244,7 @@ class JournalReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._reader.join(PATIENCE_S)
 
