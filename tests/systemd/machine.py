@@ -28,7 +28,7 @@ SYSTEMD = Path("/lib/systemd/systemd")
 _NEEDED = ("unshare", "nsenter", "systemctl", "systemd-analyze", "ldconfig", "pivot_root", "ip", "setpriv")
 
 # Of the host's devices and kernel nothing may be changed from inside: /sys and /proc/sys are read-only, which systemd
-# understands as being in a container.
+# understands as being in a container; then it leaves it to us to share mounts, without which nobody sees credentials.
 _BOOT = """
 root=$1; site=$2; source=$3; python=$4; kernels=$5; disk_nbytes=$6
 mount -t tmpfs -o mode=755 tmpfs "$root"
@@ -61,6 +61,7 @@ echo /opt/python/lib > etc/ld.so.conf
 pivot_root . old
 umount -l /old
 rmdir /old
+mount --make-rshared /
 ldconfig
 exec env -i container=tilecast-test PATH=/usr/sbin:/usr/bin /lib/systemd/systemd --system --unit=multi-user.target
 """
