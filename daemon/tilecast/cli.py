@@ -47,6 +47,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("tilecast.commands.doctor", "Check this installation, and say what to do about what is wrong."),
     "bench": ("tilecast.commands.bench", "Measure whether this machine keeps up with a camera."),
     "keys": ("tilecast.commands.keys", "Make keys for other machines, and show who may connect."),
+    "install": ("tilecast.commands.install", "Put tilecast in place as a service of systemd."),
+    "uninstall": ("tilecast.commands.uninstall", "Take the service away again; runs stay."),
     "config": ("tilecast.commands.config", "Show all options, their values, and where each came from."),
 }
 """Name: module, which has the command as `command`, and what `--help` says of it; in the order shown."""

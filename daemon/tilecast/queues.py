@@ -72,13 +72,18 @@ class ByteQueue(Generic[T]):
         self._waited_s = 0.0
         self._woken = False
         self._closed = False
+        self._n_waiting = 0
 
     def put(self, item: T, nbytes: int = 0, *, timeout_s: float | None = None) -> bool:
         """Append `item`, waiting for room; False if there was none within `timeout_s`, or the queue is closed."""
         with self._lock:
             if not self._has_room(nbytes):
                 began = time.monotonic()
-                self._not_full.wait_for(lambda: self._closed or self._has_room(nbytes), timeout_s)
+                self._n_waiting += 1
+                try:
+                    self._not_full.wait_for(lambda: self._closed or self._has_room(nbytes), timeout_s)
+                finally:
+                    self._n_waiting -= 1
                 self._waited_s += time.monotonic() - began
             if self._closed or not self._has_room(nbytes):
                 return False
@@ -123,6 +128,12 @@ class ByteQueue(Generic[T]):
         """Whether it is below its limit now."""
         with self._lock:
             return self._nbytes < self.max_bytes
+
+    @property
+    def n_waiting(self) -> int:
+        """How many wait for room now."""
+        with self._lock:
+            return self._n_waiting
 
     @property
     def empty(self) -> bool:

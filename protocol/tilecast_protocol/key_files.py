@@ -62,7 +62,7 @@ def read_public(path: Path) -> bytes:
 def read_secret(path: Path) -> KeyPair:
     """The pair in a file that nobody but its owner may read; ValueError and OSError as `read_public`."""
     data, mode = _contents(path)
-    if mode & _BY_OTHERS:
+    if mode & _BY_OTHERS and not _is_credential(path):
         raise ValueError(f"{path} holds a secret key and others can read it: chmod 600 {path}, or make a new pair")
     pair = _parsed(path, data)
     if pair.secret is None:
@@ -70,6 +70,12 @@ def read_secret(path: Path) -> KeyPair:
     if zmq.curve_public(pair.secret) != pair.public:
         raise ValueError(f"the two keys in {path} do not belong together: make a new pair")
     return pair
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether the service manager has put this file where only this service can look (systemd's LoadCredential)."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(folder) and path.absolute().parent == Path(folder or "").absolute()
 
 
 def refuse_writable(path: Path, mode: int | None = None) -> None:

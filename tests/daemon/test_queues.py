@@ -81,6 +81,19 @@ def test_what_was_waited_for_is_told() -> None:
     assert stats.waited_s >= 0.01
 
 
+def test_who_waits_for_room_is_counted() -> None:
+    queue: ByteQueue[str] = ByteQueue("blend", 10)
+    queue.put("a", 8)
+    assert queue.n_waiting == 0
+    putting = threading.Thread(target=queue.put, args=("b", 8))
+    putting.start()
+    while queue.n_waiting == 0:
+        assert putting.is_alive()
+    queue.get()
+    putting.join()
+    assert queue.n_waiting == 0
+
+
 def test_a_closed_queue_gives_what_it_has_and_takes_no_more() -> None:
     queue: ByteQueue[str] = ByteQueue("q", 10)
     queue.put("a", 1)

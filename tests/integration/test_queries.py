@@ -738,14 +738,20 @@ def test_a_run_is_deleted(shelf: Shelf) -> None:
 
 
 def test_reload_says_what_has_changed(shelf: Shelf) -> None:
-    assert shelf.client.reload() == {"changed": [], "needs_restart": []}
-    shelf.config_file.write_text("[ingest]\nidle_end_s = 7\n")
-    assert shelf.client.reload()["changed"] == ["ingest.idle_end_s", "blend.tile_size"]
+    assert shelf.client.reload() == {"changed": [], "applied": [], "needs_restart": []}
+    shelf.config_file.write_text("[ingest]\nidle_end_s = 7\nhold_s = 7\n")
+    found = shelf.client.reload()
+    assert found["changed"] == ["ingest.idle_end_s", "blend.tile_size", "ingest.hold_s"]
+    assert found["applied"] == ["ingest.idle_end_s", "blend.tile_size"]
+    assert found["needs_restart"] == ["ingest.hold_s"]
     shelf.config_file.write_text("[blend]\ntile_sise = 7\n")
     with pytest.raises(QueryError, match=r"blend\.tile_size"):
         shelf.client.reload()
+    assert "blend.tile_size" in shelf.client.health()["problems"][0]
     shelf.config_file.write_text("[blend]\ntile_size = 32\n")
-    assert shelf.client.reload()["changed"] == []
+    assert shelf.client.reload()["applied"] == ["ingest.idle_end_s", "blend.tile_size"]
+    assert shelf.client.reload() == {"changed": [], "applied": [], "needs_restart": []}
+    assert shelf.client.health()["problems"] == []
 
 
 def test_only_operators_give_orders(shelf: Shelf) -> None:

@@ -105,6 +105,20 @@ def test_a_pair_must_be_one(tmp_path: Path) -> None:
         read_secret(secret)
 
 
+def test_a_secret_that_the_service_manager_keeps_may_be_readable_by_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, secret = make_pair(tmp_path, "one")
+    secret.chmod(0o440)  # as it looks where the service may read it by an access list
+    with pytest.raises(ValueError, match="others can read it"):
+        read_secret(secret)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_secret(secret).secret is not None
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path.parent))
+    with pytest.raises(ValueError, match="others can read it"):
+        read_secret(secret)
+
+
 def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.key", 0o600)
     with pytest.raises(ValueError, match="no plain file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ def command(invocation: Invocation, until_eof: bool) -> None:
 
     It listens on the sockets ingest.ack and ingest.pull (and to the sources in ingest.sub), writes runs below
     store.path, and answers viewers on notify and query. It ends in good order on Ctrl-C or SIGTERM: what it has read is
-    finished first.
+    finished first. On SIGHUP it reads its configuration again, unless that means that its terminal was closed.
 
     \b
     Examples:
@@ -38,20 +39,25 @@ def command(invocation: Invocation, until_eof: bool) -> None:
     from tilecast.service.app import Daemon
     from tilecast.service.config import load
     from tilecast.service.logging import configure
+    from tilecast.service.notify import Manager, Patience
     from tilecast.service.warmup import warm_up
 
     config = invocation.config
     configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
+    faulthandler.enable()  # a watchdog ends what hangs with SIGABRT: then the log says where each thread was
+    manager = Manager()
     if until_eof:
         threading.Thread(target=_end_with_stdin, name="tilecast-stdin", daemon=True).start()
     keep_freed_memory()
     # Kernels let go of the interpreter's lock and want it back at once: not after the 5 ms that others may keep it.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    warm_up(modes=sorted({"feather", config.blend.mode}))
+    with Patience(manager, lambda: "loading kernels; on first use they are compiled"):
+        warm_up(modes=sorted({"feather", config.blend.mode}))
     daemon = Daemon(
         config,
         Plugins.load(timeout_s=config.plugins.timeout_s, max_failures=config.plugins.max_failures),
         reload_config=lambda: load(invocation.config_file, invocation.overrides),
+        manager=manager,
     )
     try:
         daemon.run()

@@ -34,6 +34,7 @@ from tilecast.ingest.journalled import Journalled, read_record
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.room import Disk, Room, tell
 from tilecast.ingest.sequences import AckTracker
+from tilecast.ingest.settings import IngestSettings
 from tilecast.ingest.syncer import Syncable, Syncer
 from tilecast.ingest.verdicts import (
     Accept,
@@ -252,8 +253,16 @@ class Ingester:
         Called with the exception that ended this thread.
     recover : sequence of str
         Runs that the last daemon had loaded; they are loaded before anything is read from the sockets.
+    on_verified : callable
+        Called in this thread when the journals of these runs have been opened, and what a crash left of their last
+        records cut off.
     on_recovered : callable
-        Called in this thread when that is done.
+        Called in this thread when they are loaded.
+
+    Attributes
+    ----------
+    n_turns : int
+        Rises whenever the thread does something, also if that is to look whether there is something to do.
     """
 
     def __init__(
@@ -268,10 +277,13 @@ class Ingester:
         state: Callable[[], str],
         on_failure: Callable[[str, BaseException], None],
         recover: Sequence[str] = (),
+        on_verified: Callable[[], None] = lambda: None,
         on_recovered: Callable[[], None] = lambda: None,
     ) -> None:
         self._sockets = sockets
         self._to_recover = list(recover)
+        self._verified: dict[str, tuple[RunRecord, OpenRun, bool]] = {}
+        self._on_verified = on_verified
         self._on_recovered = on_recovered
         self._machine = machine
         self._keeper = keeper
@@ -300,6 +312,7 @@ class Ingester:
         self._lost_at: dict[str, float] = {}
         self.counters: Counter[str] = Counter()
         self.latency = Histogram()
+        self.n_turns = 0
         self.encode_s = 0.0
         self.append_s = 0.0
         self.syncer = Syncer(
@@ -321,6 +334,11 @@ class Ingester:
         """Stop reading; what was read is journalled, made durable and acknowledged. Returns at once."""
         self._stopping = True
         self.wake()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has done all its work, or has died."""
+        return not self._thread.is_alive()
 
     def join(self) -> None:
         """Wait until the thread has ended; all runs are with the sink then, and journals are durable."""
@@ -413,6 +431,14 @@ class Ingester:
             raise QueryError("busy", f"run {run} is still being written; ask again in a moment")
         self.ask(lambda _: None)  # it is given back in its turn
 
+    def follow(self, settings: IngestSettings) -> None:
+        """Have runs that begin, or are loaded, from now on follow other settings."""
+
+        def take() -> None:
+            self._machine.settings = settings
+
+        self.order(take)
+
     def not_loadable(self) -> dict[str, str]:
         """Runs that could not be loaded a moment ago, and why."""
         now = time.monotonic()
@@ -454,6 +480,7 @@ class Ingester:
                 last.callback(self._last_acks)
                 last.callback(self.syncer.close)
                 last.callback(self._inbox.close)
+                last.callback(self._give_back_verified)
                 self._loop()
                 self._last_messages()
         except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
@@ -466,6 +493,7 @@ class Ingester:
         for path, sockets in self._sockets.items():
             for socket in sockets:
                 paths[socket] = path
+        self._verify_journals()
         for run in self._to_recover:
             if self._stopping:
                 return  # the next daemon finds them as this one did
@@ -475,6 +503,7 @@ class Ingester:
         reading = False
         next_tick = time.monotonic()
         while not self._stopping:
+            self.n_turns += 1
             if reading != self._sink.has_room:
                 reading = not reading
                 for socket in paths:
@@ -986,12 +1015,31 @@ class Ingester:
             self._not_loadable = still | {run: (now + _LOAD_AGAIN_S, str(error))}
             raise
 
-    def _recover(self, run: str) -> None:
+    def _verify_journals(self) -> None:
+        """Open the journals of the runs to recover: until then nobody knows whether what was acknowledged is there."""
+        for run in self._to_recover:
+            if self._stopping:
+                return
+            self.n_turns += 1
+            with contextlib.suppress(TilecastError, OSError):  # loading it will say what is wrong
+                self._verified[run] = self._open_journal(run)
+        self._on_verified()
+
+    def _give_back_verified(self) -> None:
+        for _, opened, _ in self._verified.values():
+            opened.release(finished=False)
+
+    def _open_journal(self, run: str) -> tuple[RunRecord, OpenRun, bool]:
+        """Open a run; with whether it still lacks a calibration."""
         record = self._keeper.lookup(run)
         if record is None:
             raise StoreError(f"there is no run {run}")
+        return (record, *self._keeper.load(record))
+
+    def _recover(self, run: str) -> None:
         began = time.monotonic()
-        opened, held = self._keeper.load(record)
+        verified = self._verified.pop(run, None)
+        record, opened, held = self._open_journal(run) if verified is None else verified
         try:
             placed = self._keeper.placed_frames(opened)
         except BaseException:
@@ -1017,6 +1065,7 @@ class Ingester:
     def _messages(self, run: OpenRun) -> Iterator[Journalled]:
         """The messages of a journal, one by one; what they say of their publishers is noted on the way."""
         for record in run.journal.records(with_parts=False):
+            self.n_turns += 1
             item = read_record(record)
             self._tracker.recovered(item.message.src, item.message.boot, item.message.seq, record.acked_seq)
             yield item

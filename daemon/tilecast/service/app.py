@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -45,26 +46,30 @@ from tilecast.publish.query_server import QueryServer
 from tilecast.queues import ByteQueue
 from tilecast.service.blender import Blender, BlendItem, Placed, Rebuild, Unload
 from tilecast.service.committer import MAX_ANNOUNCED_TILES, Committer, Marked, Opened, StoreItem, rect_um
-from tilecast.service.config import Config, options
+from tilecast.service.config import Config
 from tilecast.service.cpu import StageCpu
 from tilecast.service.disk import DiskWatch, reserves_of
 from tilecast.service.forecast import Forecast, sentence
 from tilecast.service.fsck import describe
 from tilecast.service.keeper import Keeper
-from tilecast.service.logging import summarise_floods
+from tilecast.service.logging import configure, summarise_floods
 from tilecast.service.mender import Mender, make_room
 from tilecast.service.metrics import StatsCollector
 from tilecast.service.metrics_server import MetricsServer
+from tilecast.service.notify import Manager, Patience
 from tilecast.service.rates import Rates
 from tilecast.service.rebuild import rebuild_run
+from tilecast.service.reload import reloaded
 from tilecast.service.repair import Change, Repaired, repair_run
 from tilecast.service.retention import Policy, Retention
 from tilecast.service.runs import Run
 from tilecast.service.settings import ingest_settings, ingester_options
 from tilecast.service.sockets import Socket, Sockets
+from tilecast.service.status import status_line
+from tilecast.service.watch import Stage, Watch
 from tilecast.store.folders import bring_up_to_date, look_into, run_folder
 from tilecast.store.tile_store import RunInfo
-from tilecast_protocol.errors import QueryError
+from tilecast_protocol.errors import QueryError, TilecastError
 from tilecast_protocol.messages import DaemonHeartbeat, RunNotice, RunRev, Tiles
 
 log = structlog.get_logger()
@@ -78,6 +83,7 @@ _MARK_S = 60.0
 _STATS_S = 1.0
 _LAST_WORDS_MS = 1000
 _STILL_S = 30.0
+_PATIENCE_S = 60.0  # with a stage that does not move, where no watchdog says otherwise
 
 
 class Daemon:
@@ -88,7 +94,9 @@ class Daemon:
     config : Config
     plugins : Plugins
     reload_config : callable, optional
-        Reads the configuration again, for the query `reload`.
+        Reads the configuration again, for the query `reload` and for SIGHUP.
+    manager : Manager, optional
+        The service manager, which is told how the daemon is doing.
 
     Attributes
     ----------
@@ -98,10 +106,22 @@ class Daemon:
         Set when all sockets are bound.
     """
 
-    def __init__(self, config: Config, plugins: Plugins, *, reload_config: Callable[[], Config] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plugins: Plugins,
+        *,
+        reload_config: Callable[[], Config] | None = None,
+        manager: Manager | None = None,
+    ) -> None:
         self._config = config
         self._plugins = plugins
         self._reload_config = reload_config
+        self._reload_lock = threading.Lock()
+        self._config_trouble = ""
+        self._manager = manager or Manager({})
+        self._watch = Watch((self._manager.watchdog_s or 2 * _PATIENCE_S) / 2)
+        self._hanging: list[str] = []
         self._root = Path(config.store.path)
         self.endpoints: dict[str, str] = {}
         self.ready = threading.Event()
@@ -137,11 +157,18 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        # In a terminal it means that the terminal was closed.
+        hang_up = self._stop.set if os.isatty(0) else lambda: loop.run_in_executor(None, self._reload_told)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"store.path = {self._root} cannot be made: {error}") from error
-        with contextlib.closing(Sockets(self._config)) as sockets:
+        with (
+            Patience(self._manager, lambda: "opening the journals of open runs") as patience,
+            contextlib.closing(Sockets(self._config)) as sockets,
+        ):
+            self._patience = patience
             ingest, notify, query = sockets.ingest(IngestPath), sockets.notify(), sockets.query()
             self.endpoints = sockets.endpoints
             self._build(loop, ingest, notify)
@@ -222,6 +249,7 @@ class Daemon:
             state=lambda: self._state,
             on_failure=failed,
             recover=left_active,
+            on_verified=self._verified,
             on_recovered=self._recovered,
         )
         self._committer = Committer(
@@ -262,6 +290,11 @@ class Daemon:
         self._ingester.start()
         self._sources = SourceThreads(self._plugins.message_sources(self._config.instrument), self._ingester.emit)
 
+    def _verified(self) -> None:
+        """Sockets are bound, and what was acknowledged is known to be there: whoever waits for us may go on."""
+        self._patience.end()
+        self._manager.tell("READY=1", f"STATUS={self._status()}")
+
     def _recovered(self) -> None:
         if self._state == "catching-up":
             self._state = "ready"
@@ -298,7 +331,13 @@ class Daemon:
         if self._state != "failed":
             self._state = "stopping"
         log.info("stopping", queued=self._blend_queue.stats().depth)
-        await loop.run_in_executor(None, self._drain)
+        self._manager.tell("STOPPING=1", f"STATUS={self._status()}")
+        draining = loop.run_in_executor(None, self._drain)
+        with Patience(self._manager, self._status):
+            while not draining.done():
+                self._feed_watchdog()
+                await asyncio.wait([draining], timeout=_HEARTBEAT_S)
+        await draining
         self._beat()
         self._notifier.flush()
         summarise_floods(final=True)
@@ -331,7 +370,35 @@ class Daemon:
             self._plugins.watch()
             summarise_floods()
             self._have_mended()
+            self._feed_watchdog()
             await asyncio.sleep(_HEARTBEAT_S)
+
+    def _feed_watchdog(self) -> None:
+        hanging = self._watch.hanging(self._stages(), time.monotonic())
+        if hanging and hanging != self._hanging:
+            log.critical("threads hang; a watchdog, where there is one, will start the daemon anew", threads=hanging)
+        self._hanging = hanging
+        # Before the journals are verified `Patience` speaks, and says what for.
+        status = [] if self._state == "starting" else [f"STATUS={self._status()}"]
+        self._manager.tell(*([] if hanging else ["WATCHDOG=1"]), *status)
+
+    def _stages(self) -> list[Stage]:
+        """The threads that frames pass through; one that waits for the next is judged by that."""
+        ingester, blender, committer = self._ingester, self._blender, self._committer
+        sync = ingester.syncer.stats()
+        blend_waits = self._store_queue.n_waiting > 0 or blender.waits_for_store
+        return [
+            Stage("ingest", ingester.n_turns, waits=ingester.ended or self._blend_queue.n_waiting > 0),
+            Stage("sync", sync["n_syncs"], waits=sync["waiting"] == 0),
+            Stage("blend", blender.n_turns, waits=blender.ended or blend_waits),
+            Stage("store", committer.n_turns, waits=committer.ended),
+        ]
+
+    def _status(self) -> str:
+        names = [run.start.name or run.run[:8] for run in self._loaded_runs()]
+        trouble = [f"{', '.join(self._hanging)}: hanging"] if self._hanging else []
+        trouble += [self._config_trouble] if self._config_trouble else []
+        return status_line(self._state, names, self._rates.per_second(), self._disk.free_bytes, "; ".join(trouble))
 
     def _have_mended(self) -> None:
         """Have what cannot be loaded, or is stuck, repaired; each once."""
@@ -343,8 +410,11 @@ class Daemon:
 
     def _stuck(self) -> list[Run]:
         """Loaded runs whose mosaic does not go on."""
+        return [run for run in self._loaded_runs() if run.stuck]
+
+    def _loaded_runs(self) -> list[Run]:
         loaded = [self._ingester.run_loaded(name) for name in self._ingester.loaded()]
-        return [run for run in loaded if isinstance(run, Run) and run.stuck]
+        return [run for run in loaded if isinstance(run, Run)]
 
     def _counters(self) -> dict[str, float]:
         """What `stats` tells the rates of."""
@@ -474,6 +544,8 @@ class Daemon:
         problems += [f"the mosaic of run {run.run} is stuck: {run.stuck}" for run in self._stuck()]
         problems += [f"run {run} is damaged: {why}" for run, why in self._mender.beyond().items()]
         problems += [f"run {run} is left alone: {why}" for run, why in self._mender.newer().items()]
+        problems += [f"the thread {name} hangs" for name in self._hanging]
+        problems += [self._config_trouble] if self._config_trouble else []
         return {
             "state": self._state,
             "ready": self._state == "ready",
@@ -709,9 +781,40 @@ class Daemon:
     def _reload(self) -> dict[str, Any]:
         if self._reload_config is None:
             raise QueryError("failed", "this daemon was not started from a configuration that can be read again")
-        fresh = self._reload_config()
-        changed = [option.name for option in options() if fresh.value(option.name) != self._config.value(option.name)]
-        return {"changed": changed, "needs_restart": changed}
+        with self._reload_lock:
+            try:
+                fresh = self._reload_config()
+            except TilecastError as error:
+                self._config_trouble = f"the configuration was not reloaded, the old one holds: {error}"
+                raise
+            found = reloaded(self._config, fresh)
+            self._apply(found.config)
+            self._config_trouble = ""
+        log.info("configuration reloaded", applied=found.applied, needs_restart=found.needs_restart)
+        return {
+            "changed": found.applied + found.needs_restart,
+            "applied": found.applied,
+            "needs_restart": found.needs_restart,
+        }
+
+    def _apply(self, config: Config) -> None:
+        """Hand on what may change while runs go on (`service/reload.py` lists it)."""
+        self._config = config
+        configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
+        self._disk.reserve(reserves_of(config))
+        self._retention.follow(Policy.of(config))
+        self._keeper.follow(config)
+        self._ingester.follow(ingest_settings(config))
+
+    def _reload_told(self) -> None:
+        """As the query `reload`, when a signal asks."""
+        self._manager.reloading()
+        try:
+            self._reload()
+        except TilecastError as error:
+            log.error("configuration not reloaded; the old one holds", why=str(error))
+        finally:
+            self._manager.tell("READY=1", f"STATUS={self._status()}")
 
     def _known(self, run: str) -> None:
         if not (self._root / run).is_dir():

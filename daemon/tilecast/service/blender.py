@@ -174,6 +174,13 @@ class Blender:
         How many bytes of frames it gathers at most.
     on_failure : callable
         Called with the exception that ended this thread.
+
+    Attributes
+    ----------
+    n_turns : int
+        Rises whenever the thread does something, also if that is to look whether there is something to do.
+    waits_for_store : bool
+        Whether it can do nothing until the store thread has made a store.
     """
 
     def __init__(
@@ -195,6 +202,8 @@ class Blender:
         self._mosaics: dict[str, _Mosaic] = {}
         self._at_work: set[_Mosaic] = set()
         self._notes: deque[Callable[[], None]] = deque()
+        self.n_turns = 0
+        self.waits_for_store = False
         self.n_frames = 0
         self.blend_s = 0.0
         self.render_s = 0.0
@@ -205,6 +214,11 @@ class Blender:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has done all its work, or has died."""
+        return not self._thread.is_alive()
 
     def join(self) -> None:
         """Wait until the queue was closed and everything in it was handed to the store."""
@@ -229,6 +243,7 @@ class Blender:
     def _run(self) -> None:
         try:
             while not self._queue.drained:
+                self.n_turns += 1
                 item = self._queue.get(timeout_s=self._patience_s())
                 self._read_notes()
                 if item is not None:
@@ -315,7 +330,9 @@ class Blender:
 
     def _place(self, mosaic: _Mosaic, item: Placed) -> None:
         run = mosaic.run
+        self.waits_for_store = True
         run.store_ready.wait()  # a pyramid must know what there is, or it would begin anew over it
+        self.waits_for_store = False
         if run.stuck:
             return
         mosaic.used_at = began = time.monotonic()

@@ -192,6 +192,12 @@ class Committer:
         Called with each commit; must not wait.
     on_failure : callable
         Called with the exception that ended this thread.
+
+    Attributes
+    ----------
+    n_turns : int
+        Rises whenever the thread does something, also if that is to look whether there is something to do, or to try
+        again.
     """
 
     def __init__(
@@ -221,11 +227,17 @@ class Committer:
         self._encoders = ThreadPoolExecutor(_ENCODERS, "tilecast-encode")
         self._encoding: Encoding | None = None
         self.latency = Histogram()
+        self.n_turns = 0
         self._thread = threading.Thread(target=self._run, name="tilecast-store", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has done all its work, or has died."""
+        return not self._thread.is_alive()
 
     def join(self) -> None:
         """Wait until the queue was closed and everything in it is done."""
@@ -250,6 +262,7 @@ class Committer:
     def _run(self) -> None:
         try:
             while not self._queue.drained or self._encoding is not None:
+                self.n_turns += 1
                 item = self._queue.get(timeout_s=1.0 if self._encoding is None else 0.0)
                 if isinstance(item, Rendered):
                     encoding = Encoding(item, self._encoders)
@@ -318,6 +331,7 @@ class Committer:
             except StoreBusyError as error:
                 log.error("the store cannot be written now; tiles wait", run=run.run, error=str(error))
                 self.stats.n_retries += 1
+                self.n_turns += 1
                 if self._stopping.wait(_RETRY_S):
                     raise
 
@@ -350,6 +364,7 @@ class Committer:
         rows = encoding.rows()
         encoded = time.monotonic()
         while not self._syncer.wait_durable(item.ticket, _DURABLE_POLL_S):
+            self.n_turns += 1
             if self._syncer.failure is not None:
                 break
         refusal = self._syncer.refusal(item.run.journal)

@@ -515,7 +515,9 @@ class LogOptions(_Section):
 
     level: Literal["debug", "info", "warning", "error"] = _option("info", "The least important messages to show.")
     format: Literal["auto", "console", "json"] = _option(
-        "auto", "console is for people, json (one object a line) for programs; auto: console in a terminal, else json."
+        "auto",
+        "console is for people, json (one object a line) for programs; auto: console in a terminal, entries with "
+        "fields in systemd's journal, else json.",
     )
     flood_s: float = _option(
         10.0, "A message that repeats is summed up over this time instead of being shown again. 0: never.",

@@ -102,6 +102,11 @@ class DiskWatch:
         self._probe_s = 0.0
         self._measure(clock_s())
 
+    def reserve(self, reserves: Reserves) -> None:
+        """Keep other reserves from now on."""
+        with self._lock:
+            self._reserves = reserves
+
     @property
     def free_bytes(self) -> int:
         """Free room, as the system says; 0 if it cannot."""

@@ -54,6 +54,10 @@ class Keeper:
         self.give_way: Callable[[str], None] = lambda _: None
         """Called with a run that is about to be loaded, so that whoever only looks at it lets go of it."""
 
+    def follow(self, config: Config) -> None:
+        """Make runs by another configuration from now on; from any thread."""
+        self._config = config
+
     def create(self, record: RunRecord, *, may_lack_calibration: bool) -> tuple[Run, bool]:
         """Make the folder of a new run and freeze what its start means; see `ingester.RunKeeper`."""
         held = False

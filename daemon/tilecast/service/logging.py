@@ -1,9 +1,9 @@
 """What the daemon says about itself: structlog, set up once, with floods summed up.
 
-People at a terminal get one coloured line per message; a journal, a file or a pipe gets one JSON object per line. The
-run, the frame and other facts are fields, never parts of the text: a message is a constant sentence, so that it can be
-searched for and counted. The same message that comes many times (a camera that sends a hundred bad frames a second) is
-shown a few times and then summed up: "bad frame … 431 more in 10 s".
+People at a terminal get one coloured line per message, systemd's journal an entry with fields, a file or a pipe one
+JSON object per line. The run, the frame and other facts are fields, never parts of the text: a message is a constant
+sentence, so that it can be searched for and counted. The same message that comes many times (a camera that sends a
+hundred bad frames a second) is shown a few times and then summed up: "bad frame … 431 more in 10 s".
 
 This module knows nothing of what is logged. It has no thread of its own: somebody has to call `summarise_floods` now
 and then (the daemon does, every second), or the end of a flood is told only with the next message.
@@ -18,16 +18,19 @@ Examples
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from tilecast.service.journald import Journal, stream_is_journal
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -134,6 +137,25 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg
 
 
+class _Entries:
+    """Sends entries to the journal; where it does not take one, to standard error as JSON, which leads there, too."""
+
+    def __init__(self, journal: Journal, lines: _Lines, render: Processor) -> None:
+        self._journal = journal
+        self._lines = lines
+        self._render = render
+
+    def msg(self, **event_dict: Any) -> None:
+        fields = {key: value for key, value in event_dict.items() if key not in ("event", "level")}
+        message, level = str(event_dict.get("event", "")), str(event_dict.get("level", "info"))
+        try:
+            self._journal.send(_sentence(message, fields), level, fields)
+        except OSError:
+            self._lines.msg(str(self._render(None, level, dict(event_dict))))
+
+    debug = info = warning = error = critical = exception = msg
+
+
 class _FromLibraries(logging.Handler):
     """Brings in what libraries (asyncio among them) say through the standard library's logging."""
 
@@ -154,7 +176,8 @@ def configure(
     ----------
     level : {"debug", "info", "warning", "error"}
     format_ : {"auto", "console", "json"}
-        `auto` is `console` where the stream is a terminal, `json` elsewhere.
+        `auto` is `console` where the stream is a terminal, entries with fields where it is systemd's journal, `json`
+        elsewhere.
     flood_s : float
         Window in which repetitions are summed up, seconds; 0 shows everything.
     stream : text file, optional
@@ -166,7 +189,11 @@ def configure(
     console = format_ == "console" or (format_ == "auto" and is_terminal)
     common: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _floods]
     rendering: list[Processor]
-    if console:
+    logger: Any = _Lines(stream)
+    if format_ == "auto" and stream is None and stream_is_journal(2):
+        rendering = [structlog.processors.format_exc_info, _as_arguments]
+        logger = _Entries(_journal(), logger, structlog.processors.JSONRenderer(ensure_ascii=False))
+    elif console:
         rendering = [
             structlog.processors.TimeStamper("%H:%M:%S", utc=False, key="timestamp"),
             _short_run,
@@ -183,7 +210,7 @@ def configure(
     structlog.configure(
         processors=common + rendering,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=lambda *_: _Lines(stream),
+        logger_factory=lambda *_: logger,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -196,6 +223,28 @@ def configure(
 def summarise_floods(*, final: bool = False) -> None:
     """Log what was held back, where its time is over; at the end of the process with `final`."""
     _floods.emit_due(final=final)
+
+
+@functools.cache
+def _journal() -> Journal:
+    """One connection for the process, however often logging is set up."""
+    return Journal()
+
+
+def _as_arguments(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    return event_dict
+
+
+def _sentence(event: str, fields: Mapping[str, Any]) -> str:
+    """The text of an entry: `journalctl` shows nothing else unless it is asked to."""
+    shown = [f"{key}={_word(value)}" for key, value in fields.items() if key != "exception"]
+    text = "  ".join([event, *shown])
+    return f"{text}\n{fields['exception']}" if "exception" in fields else text
+
+
+def _word(value: Any) -> str:
+    text = str(value)
+    return repr(text) if not text or any(letter.isspace() for letter in text) else text
 
 
 def _short_run(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:

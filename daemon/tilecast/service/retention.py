@@ -318,6 +318,10 @@ class Retention:
         self.freed_bytes = 0
         self._thread = threading.Thread(target=self._run, name="tilecast-retain", daemon=True)
 
+    def follow(self, policy: Policy) -> None:
+        """Drop journals by another policy from now on; from any thread."""
+        self._policy = policy
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

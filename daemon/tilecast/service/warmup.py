@@ -1,7 +1,8 @@
 """Compiles the kernels before the first frame, and says so: the first use on a machine takes a while.
 
 Compiled kernels are kept beside the installed sources (or where NUMBA_CACHE_DIR says), so that later starts only load
-them. Without this the first frame of the first scan would wait, and nobody would know for what.
+them. Without this the first frame of the first scan would wait, and nobody would know for what. As a program this
+module does it ahead of the daemon, for the unit tilecast-kernels.
 """
 
 from __future__ import annotations
@@ -81,3 +82,10 @@ class _Bar:
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+if __name__ == "__main__":
+    from tilecast.service.logging import configure
+
+    configure()
+    warm_up()

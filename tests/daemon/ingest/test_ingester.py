@@ -20,6 +20,7 @@ from fake_disk import FakeDisk
 from ingest_harness import OTHER_RUN, RUN
 from integration.talking import RawPublisher, picture
 from recordings import Recording, centre_um, config
+from tilecast.errors import RunLockedError
 from tilecast.geometry import Placement
 from tilecast.ingest import ingester as ingester_module
 from tilecast.ingest.ingester import Ingester
@@ -781,6 +782,36 @@ def test_an_end_while_it_still_loads_leaves_the_rest_to_the_next(tmp_path: Path)
     again = Bench(tmp_path, recover=[RUN])
     assert again.recovered.wait(PATIENCE_S)
     again.stop()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_journals_are_verified_before_any_is_applied(tmp_path: Path, stopped: bool) -> None:
+    made = Recording(tmp_path)
+    made.images()
+    made.close(finished=False)
+    bench = Bench(tmp_path, recover=[RUN], start=False)
+    seen: list[int] = []
+
+    def verified() -> None:
+        with pytest.raises(RunLockedError):
+            RunLock(tmp_path / RUN)
+        seen.append(len(bench.sink.frames))
+        if stopped:
+            bench.ingester.stop()
+
+    bench.ingester._on_verified = verified
+    bench.ingester.start()
+    if stopped:
+        bench.ingester.join()
+    else:
+        assert bench.recovered.wait(PATIENCE_S)
+    bench.stop()
+    assert bench.failures == []
+    assert seen == [0]
+    assert len(bench.sink.frames) == (0 if stopped else 7)
+    # Whoever comes next finds it as this one did.
+    assert (tmp_path / RUN / "active").exists()
+    RunLock(tmp_path / RUN).release()
 
 
 # ---- the end ---------------------------------------------------------------------------------------------------------

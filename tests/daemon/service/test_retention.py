@@ -26,7 +26,7 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_store import RunInfo
-from tilecast_protocol.errors import JournalError, QueryError
+from tilecast_protocol.errors import QueryError
 
 DAY_NS = 86_400 * 10**9
 NOW_NS = 100 * DAY_NS
@@ -146,7 +146,7 @@ def test_a_sealed_run_can_be_viewed_and_nothing_else(made: Recording) -> None:
     record = keeper.lookup(RUN)
     assert record is not None
     assert record.phase is RunPhase.SEALED
-    with pytest.raises(JournalError):
+    with pytest.raises(StoreError, match="is sealed since"):
         rebuild_run(made.folder)
     assert_same(stored_mosaic(made.folder), before)
 
