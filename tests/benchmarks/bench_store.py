@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 
 from tilecast.geometry import Placement, PlaneKey, Rect, TileKey, level_count, tiles_in
+from tilecast.store.checkpointer import WAL_LIMIT_BYTES
 from tilecast.store.folders import run_folder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
@@ -163,7 +164,9 @@ def main() -> int:
     parser.add_argument("--part", choices=["commits", "large", "all"], default="all", help="what to measure")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
     parser.add_argument("--rates", type=float, nargs="*", default=[10.0, 20.0], help="commits/s besides flat out")
-    parser.add_argument("--wal-limit-mib", type=int, default=256, help="limit of the write-ahead log")
+    parser.add_argument(
+        "--wal-limit-mib", type=int, default=WAL_LIMIT_BYTES // MIB, help="limit of the write-ahead log (%(default)s)"
+    )
     parser.add_argument("--side", type=int, default=1000, help="tiles along each side of the large store")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:

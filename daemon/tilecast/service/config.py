@@ -393,7 +393,7 @@ class StoreOptions(_Section):
         64 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
     )
     wal_limit_bytes: Size = _option(
-        64 * MIB, "SQLite's write-ahead log of a run is kept below about this size.", unit="bytes", ge=1 * MIB
+        8 * MIB, "SQLite's write-ahead log of a run is kept below about this size.", unit="bytes", ge=1 * MIB
     )
 
 

@@ -33,7 +33,7 @@ from typing import Any, Protocol
 import psutil
 
 #: How long the log may become before commits are made to wait, bytes.
-WAL_LIMIT_BYTES = 64 * 2**20
+WAL_LIMIT_BYTES = 8 * 2**20
 
 #: A writer that pauses for so long gets its log cut to nothing, seconds.
 IDLE_S = 0.5
