@@ -76,8 +76,9 @@ class CheckpointStats:
 class Superseded(Protocol):
     """Room that commits have left behind, oldest first.
 
-    A reset means that no reader looks at a state before the last commit, and that a power failure will not bring such
-    a state back: then nobody wants what was replaced until then.
+    A checkpoint that carried over the whole log means that no reader looks at a state before it, since SQLite would
+    have stopped there, and that a power failure will not bring such a state back: then nobody wants what the commits
+    before it have replaced.
     """
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class Checkpointer:
     page_nbytes : int
         Page size of the database.
     superseded : Superseded, optional
-        What commits have replaced; given back after each reset.
+        What commits have replaced; given back when the log has been carried over whole.
     limit_bytes : int
         The length of the log from which on commits wait for it.
     idle_s : float
@@ -231,8 +232,12 @@ class Checkpointer:
             with self._changed:
                 self._note(log_nbytes=self._stats.log_nbytes + self._pending_bytes)  # until it is known exactly
                 self._pending_bytes, self._unfinished = 0, True
+            unwanted = self._unwanted()
             with _idle_priority():
-                log_nbytes = _checkpoint(connection, "PASSIVE", _PATIENCE_MS)[1] * self._page_nbytes
+                _, is_complete, log_pages = _checkpoint(connection, "PASSIVE", _PATIENCE_MS)
+                if is_complete:
+                    self._give_back(unwanted)
+            log_nbytes = log_pages * self._page_nbytes
             with self._changed:
                 self._note(n_passes=self._stats.n_passes + 1, log_nbytes=log_nbytes)
                 if not self._is_long() and not thorough:
@@ -245,19 +250,26 @@ class Checkpointer:
                 return False  # a commit came first; the pass that follows it tries again
             insist = asked or (log_nbytes >= self._limit_bytes and not stats.blocked)
             mode = "TRUNCATE" if thorough else "RESTART"
-            blocked, _ = _checkpoint(connection, mode, _LONG_PATIENCE_MS if insist else _PATIENCE_MS)
+            unwanted = self._unwanted()
+            blocked, *_ = _checkpoint(connection, mode, _LONG_PATIENCE_MS if insist else _PATIENCE_MS)
             if blocked:
                 self._note(blocked=True, n_blocked=stats.n_blocked + 1)
             else:
                 # After a mere restart the log has still its length; it is cut at the next pause.
                 self._pending_bytes, self._unfinished = 0, not thorough
                 self._note(blocked=False, n_resets=stats.n_resets + 1, log_nbytes=0)
-            # Counted before another commit can supersede more.
-            unwanted = 0 if blocked or self._superseded is None else len(self._superseded)
-        if unwanted and self._superseded is not None:
+        if not blocked:
             with _idle_priority():
-                self._superseded.give_back(unwanted)
+                self._give_back(unwanted)
         return not blocked
+
+    def _unwanted(self) -> int:
+        """How much has been superseded so far, by commits that the next checkpoint sees."""
+        return 0 if self._superseded is None else len(self._superseded)
+
+    def _give_back(self, count: int) -> None:
+        if self._superseded is not None:
+            self._superseded.give_back(count)
 
     def _note(self, **changes: Any) -> None:
         with self._changed:
@@ -284,11 +296,11 @@ class Turnstile:
         self._inside.release()
 
 
-def _checkpoint(connection: sqlite3.Connection, mode: str, patience_ms: int) -> tuple[bool, int]:
-    """One checkpoint: (whether someone was in the way, pages in the log)."""
+def _checkpoint(connection: sqlite3.Connection, mode: str, patience_ms: int) -> tuple[bool, bool, int]:
+    """One checkpoint: (whether someone was in the way, whether all was carried over, pages in the log)."""
     connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
-    blocked, log_pages, _ = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-    return bool(blocked), log_pages
+    blocked, log_pages, carried = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    return bool(blocked), not blocked and carried == log_pages, log_pages
 
 
 @contextlib.contextmanager

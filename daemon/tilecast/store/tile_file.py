@@ -10,8 +10,9 @@ What keeps the two in step:
 * The bytes of a commit are on the disk before its transaction begins. A transaction that fails leaves bytes that no row
   names, and the next commit writes over them.
 * A tile is never written over. Its new bytes go to the end of the file, and the old ones are *superseded*: given back
-  to the file system as a hole once nobody can want them any more. That is when the write-ahead log has been reset: then
-  the new rows are in the database file for good, and no reader looks at a state before them.
+  to the file system as a hole once nobody can want them any more. That is when the whole write-ahead log has been
+  carried over: then the new rows are in the database file for good, and no reader looks at a state before them (SQLite
+  carries nothing over that one may still want to see as it was).
 * The database names the file, and a rebuilt database names another: to swap the one swaps both.
 
 What was superseded in the last moments before a crash stays in the file until the run is closed in good order
