@@ -18,6 +18,8 @@ from browser.station import FRAME, PIXEL_UM, STEP, Scan, Station
 if TYPE_CHECKING:
     from playwright.sync_api import Download, Page
 
+pytestmark = pytest.mark.browser
+
 
 #: The level-0 position of the upper left corner of the view.
 CORNER = "tilecast.mosaic.viewRect().slice(0, 2)"

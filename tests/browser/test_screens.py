@@ -17,6 +17,8 @@ from browser.station import Scan
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+pytestmark = pytest.mark.browser
+
 SIZES = [(1366, 768), (2560, 1440)]
 
 

@@ -15,6 +15,8 @@ from browser.station import FRAME, Scan, Station, in_background
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+pytestmark = pytest.mark.browser
+
 FPS = 10
 
 # At every frame that the browser draws: is any of these points, which have been covered, without pixels?

@@ -329,6 +329,8 @@ def test_each_notice_of_a_run_says_exactly_what_happened(station: Station) -> No
             "by_status": {"good": 4, "incomplete": 0, "repeated": 0, "saturated": 0},
             "camera_dropped": 3,
             "placed": 4,
+            "n_outside_extent": 0,
+            "outside_extent": [],
             "n_unplaced": 0,
             "unplaced": {},
             "joined": None,
@@ -345,6 +347,8 @@ def test_each_notice_of_a_run_says_exactly_what_happened(station: Station) -> No
             "late": 1,
             "by_status": {"good": 5, "incomplete": 0, "repeated": 0, "saturated": 0},
             "placed": 5,
+            "n_outside_extent": 0,
+            "outside_extent": [],
         }
     kinds = [notice.kind for notice in watch.notices(run)]
     assert (kinds[0], kinds.count("started"), kinds.count("ended"), kinds.count("late")) == ("started", 1, 1, 1)

@@ -65,7 +65,7 @@ def test_runs(house: Path, keeper: Keeper, name: str) -> None:
     if is_run(name):
         assert run_folder(house / "runs", name).parent == house / "runs"
         return
-    for use in (keeper.lookup, keeper.delete, lambda run: keeper.write_closed(run, note="x")):
+    for use in (keeper.lookup, lambda run: keeper.delete(run, "why"), lambda run: keeper.write_closed(run, note="x")):
         with pytest.raises(StoreError):
             use(name)
     with pytest.raises(StoreError):

@@ -335,7 +335,7 @@ def test_a_newer_format_is_refused_with_advice(folder: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr("tilecast_protocol.journal_format.VERSION", 2)
         Journal.create(folder, RUN).close()
-    with pytest.raises(JournalError, match="use a newer tilecast"):
+    with pytest.raises(JournalError, match="a newer tilecast wrote it; use that one"):
         Journal.open(folder)
 
 

@@ -123,7 +123,7 @@ def check_version(connection: sqlite3.Connection, path: Path, *, for_reading: bo
             f"{path} is damaged: its header says schema {version} of application {application:#x}, its log of steps "
             f"says {n_steps}; `tilecast fsck --repair` makes it anew from the run's journal"
         )
-    if for_reading and 0 < version < SCHEMA_VERSION:
+    if for_reading and 0 < version < SCHEMA_VERSION and has_run(connection):
         raise StoreOutdatedError(
             f"an older tilecast wrote {path} (schema {version} of {SCHEMA_VERSION}); `tilecast run` brings all runs of "
             "its store up to date when it starts"

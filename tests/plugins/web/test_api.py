@@ -320,11 +320,13 @@ class TestOrders:
             http.post(f"/api/v1/runs/{run}/notes", json={"text": "the sample moved"}).raise_for_status()
             entries = http.get(f"/api/v1/runs/{run}/log").json()["log"]
             assert any("the sample moved" in json.dumps(entry) for entry in entries)
+            refused = http.delete(f"/api/v1/runs/{run}")
+            assert refused.status_code == 409
+            assert "is open" in refused.json()["detail"]
             http.post(f"/api/v1/runs/{run}/end").raise_for_status()
             web_station.watch.notice(run, "ended")
-            refused = http.delete(f"/api/v1/runs/{run}")  # the daemon still has it loaded, and says so
-            assert refused.status_code == 409
-            assert "a minute after" in refused.json()["detail"]
+            http.delete(f"/api/v1/runs/{run}").raise_for_status()  # though the daemon still has it loaded
+            assert http.get(f"/api/v1/runs/{run}").status_code == 404
 
     def test_deleting_a_run_that_nobody_uses(self, http: httpx.Client, web_station: WebStation) -> None:
         run = new_uuid()
@@ -338,7 +340,8 @@ class TestOrders:
             start=msgpack.packb(header),
             settings={"tile_size": TILE},
         )
-        SqliteStore.create(folder, new).close()
+        with SqliteStore.create(folder, new) as store:
+            store.set_state("ended")
         assert info_of(http, run)["levels"] == 0
         assert http.get(f"/api/v1/runs/{run}/thumbnail.png").status_code == 404
         http.delete(f"/api/v1/runs/{run}").raise_for_status()

@@ -180,7 +180,8 @@ class TestFollowing:
         run = new_uuid()
         header = msgpack.packb({"dtype": "<u2", "px_um": [1.0, 1.0]})
         new = NewRun(run=run, name="old", instrument="scope", stream="cam", start=header, settings={"tile_size": TILE})
-        SqliteStore.create(run_folder(web_station.root, run), new).close()
+        with SqliteStore.create(run_folder(web_station.root, run), new) as store:
+            store.set_state("ended")
         with following(web_station.web.url, run=run) as stream:
             stream.until("hello")
             web_station.client.delete(run)

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from viewer_scans import Canvas, Scan, Show
 
+pytestmark = pytest.mark.browser
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: uv sync --group viewers")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
