@@ -191,7 +191,7 @@ def test_what_is_announced_can_be_fetched_and_makes_the_whole_picture(station: S
         publisher.end()
         publisher.flush()
     assert [message.rev for message in heard] == list(range(1, len(heard) + 1))
-    assert len(heard) > 5
+    assert len(heard) > 1, "while the scan went on"
     assert {message.epoch for message in heard} == {heard[0].epoch}
     assert mine.n_fetched > len(mine.tiles)
     assert_same(mine.tiles, stored_mosaic(station.folder(run)))

@@ -125,11 +125,24 @@ class _Follower:
                         return
                     async for event in self._tell(news):
                         yield event
-            except UnknownRunError:
-                yield _event("run", {"run": self._run, "kind": "deleted", "detail": {}})
-            except (StoreError, QueryError, ConnectionError) as error:
-                # The page connects again by itself, and goes on where it stands.
-                yield _event("warning", {"run": self._run, "kind": "warning", "detail": {"message": str(error)}})
+                    if isinstance(news, Notice) and (news.run, news.kind) == (self._run, "deleted"):
+                        return
+            except (StoreError, QueryError, ConnectionError, UnknownRunError) as error:
+                if await self._is_gone():
+                    yield _event("run", {"run": self._run, "kind": "deleted", "detail": {}})
+                else:
+                    # The page connects again by itself, and goes on where it stands.
+                    yield _event("warning", {"run": self._run, "kind": "warning", "detail": {"message": str(error)}})
+
+    async def _is_gone(self) -> bool:
+        """Whether the run is not there any more; while it is being deleted, reading it fails in other ways."""
+        try:
+            await self._gateway.work(self._gateway.source.info, self._run)
+        except UnknownRunError:
+            return True
+        except (StoreError, QueryError, ConnectionError):
+            return False
+        return False
 
     async def _tell(self, news: News | None) -> AsyncIterator[str]:
         match news:

@@ -105,19 +105,23 @@ class TestFollowing:
                 assert beat["state"] == "ready"
 
     def test_who_was_away_is_told_what_changed(self, web_station: WebStation) -> None:
-        info = web_station.client.run(web_station.scan)
-        rev, epoch = info["rev"], info["epoch"]
-        missed = {
-            tuple(row[:6])
-            for row in web_station.client.ask("changes", run=web_station.scan, epoch=epoch, since=rev - 1).header[
-                "tiles"
-            ]
-        }
-        with following(web_station.web.url, run=web_station.scan, since=rev - 1) as stream:
-            assert seen_tiles(stream, rev) == missed
-            assert stream.until("frame")["rev"] == rev
-        with following(web_station.web.url, {"Last-Event-ID": str(rev - 1)}, run=web_station.scan) as stream:
-            assert seen_tiles(stream, rev) == missed
+        publisher, run = web_station.open_run("away", stream="away")
+        with publisher:
+            publisher.flush()
+            web_station.watch.notice(run, "started")
+            with following(web_station.web.url, run=run) as stream:
+                stream.until("hello")
+                for rev in (1, 2):  # twice in the same place: the canvas stays, and the history with it
+                    publisher.image(picture(rev, SHAPE), pos_um=(0, 0))
+                    assert stream.until("commit")["rev"] == rev
+        epoch = web_station.client.run(run)["epoch"]
+        changes = web_station.client.ask("changes", run=run, epoch=epoch, since=1).header
+        missed = {tuple(row[:6]) for row in changes["tiles"]}
+        with following(web_station.web.url, run=run, since=1) as stream:
+            assert seen_tiles(stream, 2) == missed
+            assert stream.until("frame")["rev"] == 2
+        with following(web_station.web.url, {"Last-Event-ID": "1"}, run=run) as stream:
+            assert seen_tiles(stream, 2) == missed
 
     def test_who_comes_from_another_history_begins_anew(self, web_station: WebStation) -> None:
         info = web_station.client.run(web_station.scan)
