@@ -126,7 +126,7 @@ def test_who_can_wait_waits_and_what_is_lost_is_named(shimmed: Nursery, tmp_path
     assert stats["queues"]["store"]["waited_s"] > slow_s / 4
     for queue in stats["queues"].values():
         # One item more than fits may go in, which for the store is a batch.
-        assert queue["high_water_bytes"] <= 2 * queue["max_bytes"] + FRAME_NBYTES, queue
+        assert queue["high_water_bytes"] <= 3 * queue["max_bytes"], queue
     assert most - before < 160 * MIB, f"{before / MIB:.0f} to {most / MIB:.0f} MiB"
     for name, run in runs.items():
         assert check_run(root / run) == []

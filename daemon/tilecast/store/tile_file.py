@@ -235,6 +235,8 @@ class TileFileReader:
         OSError
             If the disk fails.
         """
+        if not extent.nbytes:
+            return b""
         if extent.offset < 0 or extent.nbytes < 0 or extent.offset + extent.nbytes > self.nbytes:
             raise StoreDamagedError(
                 f"{self._path} is damaged: it should hold {extent.nbytes} bytes at {extent.offset}, and has "
