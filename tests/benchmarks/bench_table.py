@@ -290,7 +290,7 @@ def main() -> int:
     args = parser.parse_args()
     n_frames, n_paced = (60, 40) if args.quick else (args.frames, args.paced)
     every = measurements(n_frames, n_paced, quick=args.quick)
-    chosen = [each for each in every if not args.only or each.name in args.only or each is every[0]]
+    chosen = [each for each in every if not args.only or each.name in args.only]
     if args.only and not set(args.only) <= {each.name for each in every}:
         parser.error(f"there are {', '.join(each.name for each in every)}")
     until_s = time.monotonic() + 60 * args.minutes

@@ -27,7 +27,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 #: So many more objects than before, about what the tiles of ten frames are made of, and the collector looks at them.
 _NEW_OBJECTS: Final = 10_000
-#: While modules are loaded: kernels that have to be compiled leave much behind, which is to go before it stays for ever.
+#: While modules are loaded: kernels that have to be compiled leave much behind, which is to go before all is kept.
 _NEW_OBJECTS_LOADING: Final = 50_000
 
 
