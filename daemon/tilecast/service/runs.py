@@ -383,8 +383,8 @@ def read_frozen(folder: Path) -> Frozen:
         )
     if "crc32" in values and values["crc32"] != _values_crc32(values):
         raise StoreError(
-            f"{folder / FROZEN_NAME} is damaged: its checksum is wrong; `tilecast fsck --repair` writes it again, as the "
-            "run's store says"
+            f"{folder / FROZEN_NAME} is damaged: its checksum is wrong; `tilecast fsck --repair` writes it again, as "
+            "the run's store says"
         )
     return Frozen.from_dict(values)
 
