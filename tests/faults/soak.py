@@ -200,7 +200,7 @@ class Checker:
         until_s = time.monotonic() + LET_GO_S
         while not self._is_free(run):
             if time.monotonic() > until_s:
-                self.wrong.append(f"run {run}: the daemon has not let go of it within {LET_GO_S:g} s")
+                self._say(f"run {run}: the daemon has not let go of it within {LET_GO_S:g} s")
                 return
             time.sleep(0.5)  # a lock tells nobody that it was given back
         self._thread = threading.Thread(target=self._look, args=(run,), daemon=True)
@@ -221,18 +221,24 @@ class Checker:
 
     def _look(self, run: str) -> None:
         try:
-            self.wrong += [f"run {run}: {what}" for what in self._flaws(run)]
+            for what in self._flaws(run):
+                self._say(f"run {run}: {what}")
             with Client(None, self._query, timeout_s=PATIENCE_S) as client:
                 client.delete(run)
             if (self._root / run).exists():
-                self.wrong.append(f"run {run}: it was deleted and is there")
-        except Exception as error:  # noqa: BLE001  (a thread's: it is told at the end)
-            self.wrong.append(f"run {run}: could not be looked at: {error!r}")
+                self._say(f"run {run}: it was deleted and is there")
+        except Exception as error:  # noqa: BLE001  (a thread's: it is told)
+            self._say(f"run {run}: could not be looked at: {error!r}")
+
+    def _say(self, what: str) -> None:
+        """At once, too: nobody wants to hear of it after an hour."""
+        print(what, flush=True)
+        self.wrong.append(what)
 
     def _flaws(self, run: str) -> Iterator[str]:
         with Client(None, self._query, timeout_s=PATIENCE_S) as client:
-            report = client.report(run)
-        if (report["received"], report["missing"], report["unplaced"]) != (self._n_frames, [], {}):
+            report = client.report(run)["report"]
+        if (report["received"], report["placed"], report["missing"]) != (self._n_frames, self._n_frames, []):
             yield f"its report says {report}"
         with Journal.open(self._root / run / "journal", readonly=True) as journal:
             if (there := journal.frames().ranges()) != [(0, self._n_frames - 1)]:
