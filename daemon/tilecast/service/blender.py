@@ -5,9 +5,9 @@ ingest thread; what it makes goes through another to the store thread. When to h
 deadlines: if the store is idle and no frame waits, at once (a lone frame is on the screen as soon as it can be); if the
 daemon is busy, frames are gathered for up to `commit_interval_s`, or until the store is ready again, so that larger
 batches cost less; and at any time when the next batch has come to `batch_bytes`, because what is not in the store
-cannot be dropped from memory, and memory has a budget. What is weighed are tiles, of all levels, not frames: a few small
-frames far from each other change many tiles. A full store queue makes this thread wait, its own queue fills,
-and the publishers slow down.
+cannot be dropped from memory, and memory has a budget. What is weighed are tiles, of all levels, not frames: a few
+small frames far from each other change many tiles. A full store queue makes this thread wait, its own queue fills, and
+the publishers slow down.
 
 Blending needs to read: accumulators that were evicted are made again from the journal, tiles from the store. Both are
 read here, in this thread, through `Run.load` and a read-only connection of its own, because the next step of the very
