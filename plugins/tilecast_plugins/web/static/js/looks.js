@@ -20,13 +20,14 @@ export function channelColor(given, n, count) {
 }
 
 export class Looks extends EventTarget {
-  /** Begin with a run's channels: [{ name, color }]. */
+  /** Begin with a run's channels: [{ c, name, color }]; their numbers may have gaps. */
   open(channels, dtype) {
     this.dtype = dtype;
     this.selected = 0;
     this.auto = true; // black and white points follow the data until a person moves them
     const hi = dtype === '|u1' ? 255 : dtype === '<u2' ? 65535 : 1;
-    this.list = channels.map(({ name, color }, n) => ({
+    this.list = channels.map(({ c, name, color }, n) => ({
+      c,
       name: name || `channel ${n}`,
       visible: true,
       lo: 0,
@@ -44,7 +45,12 @@ export class Looks extends EventTarget {
   }
 
   get visible() {
-    return this.list.flatMap((look, n) => (look.visible ? [n] : []));
+    return this.list.flatMap((look) => (look.visible ? [look.c] : []));
+  }
+
+  /** The look of a channel by its number. */
+  of(c) {
+    return this.list.find((look) => look.c === c);
   }
 
   /** Change some of a channel's look. */
@@ -67,7 +73,7 @@ export class Looks extends EventTarget {
   }
 
   asMap() {
-    return new Map(this.list.map((look, n) => [n, look]));
+    return new Map(this.list.map((look) => [look.c, look]));
   }
 
   /** For a link: one text. */

@@ -144,7 +144,7 @@ async function open(id, wanted = {}) {
     looks.fromText(wanted.looks);
   }
   marks.open(run);
-  await mosaic.open({ tileSize: run.tileSize, dtype: run.dtype, levels: run.levels });
+  await mosaic.open(run);
   if (asked !== state.asked) return;
   mosaic.setLooks(looks.asMap());
   if (wanted.scale) {
@@ -222,7 +222,7 @@ const refreshInfo = throttle(500, async () => {
   for (const [[t, c, z], rect] of run.bboxes) tiles.setBounds(t, c, z, rect);
   mosaic.setLevels(run.levels);
   planes.update(run.nT, run.nZ, state);
-  if (run.channels.length !== looks.list.length) looks.open(run.channels, run.dtype);
+  if (String(run.channels.map(({ c }) => c)) !== String(looks.list.map(({ c }) => c))) looks.open(run.channels, run.dtype);
   head();
   facts();
   if (!state.fitted) fit(true);
@@ -246,7 +246,7 @@ function onCommit({ run, epoch, rev, tiles: written, gone: vanished, t_recv_ns }
   }
   state.run.rev = Math.max(state.run.rev, rev);
   const top = written.reduce((most, tile) => Math.max(most, tile[3]), 0);
-  const planesGrew = written.some(([t, c, z]) => t >= state.run.nT || z >= state.run.nZ || c >= looks.list.length);
+  const planesGrew = written.some(([t, c, z]) => t >= state.run.nT || z >= state.run.nZ || !looks.of(c));
   tiles.changed(written, rev, t_recv_ns);
   tiles.changed(vanished, rev);
   if (top + 1 > state.run.levels) {
@@ -287,10 +287,7 @@ function onStage({ run, x_um, y_um, z_um }) {
 }
 
 function onRunNotice({ run, kind }) {
-  if (kind === 'started') {
-    runs.load().catch(() => {});
-    return;
-  }
+  runs.heard();
   if (run !== state.run?.run) return;
   if (kind === 'deleted') gone();
   else refreshInfo();
@@ -375,7 +372,7 @@ function showCursor(exact = null) {
   const number = (v) => (v === null ? 'no frame' : Number.isInteger(v) ? v : v.toPrecision(5));
   const about = exact === null && tile?.level > 0 ? '≈ ' : '';
   const said = looks.visible.map((c, n) =>
-    looks.list.length > 1 ? `${looks.list[c].name} ${about}${number(values[n])}` : `${about}${number(values[n])}`,
+    looks.list.length > 1 ? `${looks.of(c).name} ${about}${number(values[n])}` : `${about}${number(values[n])}`,
   );
   $('cursor').textContent = `${where}   ${said.join('  ')}`;
 }
