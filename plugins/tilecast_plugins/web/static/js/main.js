@@ -131,6 +131,8 @@ async function open(id, wanted = {}) {
     return;
   }
   if (asked !== state.asked) return;
+  const placed = frames.open(run); // forgets those of the run before at once
+  placed.catch(() => {}); // who follows below knows what to do
   const clamp = (n, end) => Math.max(0, Math.min(end - 1, n ?? 0));
   Object.assign(state, { run, t: clamp(wanted.t, run.nT), z: clamp(wanted.z, run.nZ), stage: null, draft: null });
   state.fitted = false;
@@ -162,7 +164,7 @@ async function open(id, wanted = {}) {
   }, () => {});
   state.known = new Set([run.run]);
   events.follow(() => ({ run: state.run.run, epoch: state.run.epoch, rev: state.run.rev }));
-  frames.open(run).then(() => {
+  placed.then(() => {
     if (state.run !== run) return;
     layers.count('frames', frames.placed.size);
     facts();
@@ -276,8 +278,18 @@ function onFrame(frame) {
   frames.add(frame);
   layers.count('frames', frames.placed.size);
   state.run.nFrames = Math.max(state.run.nFrames, frames.placed.size);
+  cover(frame);
+  factsSoon();
   overlays();
 }
+
+/** What is covered grows with a frame, before anybody asks for the run's boxes anew. */
+function cover({ plane, rect }) {
+  const box = state.run.bboxes.find(([one]) => String(one) === String(plane));
+  if (box) box[1] = union([box[1], rect]);
+}
+
+const factsSoon = throttle(1000, () => facts());
 
 function onStage({ run, x_um, y_um, z_um }) {
   if (run && run !== state.run?.run) return;

@@ -199,6 +199,9 @@ function drawProfileLine(context, at, { from, to }) {
   context.lineWidth = 1;
 }
 
+/** White, but for eyes that are used to the dark. */
+const barColor = () => (document.documentElement.dataset.theme === 'night' ? color('text-strong') : '#fff');
+
 /** A bar of a round length, at the lower right. */
 export function drawScaleBar(context, { viewRect, affine }, width, height, size = 1) {
   const at = projection(viewRect, width, height);
@@ -221,7 +224,7 @@ export function drawScaleBar(context, { viewRect, affine }, width, height, size 
   context.beginPath();
   context.roundRect(x + bar / 2 - box / 2, y - 24 * size, box, 33 * size, 4 * size);
   context.fill();
-  context.fillStyle = '#fff';
+  context.fillStyle = barColor();
   context.fillRect(x, y, bar, 3 * size);
   context.fillText(text, x + bar / 2, y - 3 * size);
   if (upright) drawUprightBar(context, downUm, width, height, size);
@@ -240,7 +243,7 @@ function drawUprightBar(context, perUm, width, height, size) {
   context.beginPath();
   context.roundRect(x - box + 6 * size, bottom - bar - 8 * size, box + 4 * size, bar + 16 * size, 4 * size);
   context.fill();
-  context.fillStyle = '#fff';
+  context.fillStyle = barColor();
   context.fillRect(x - 3 * size, bottom - bar, 3 * size, bar);
   context.textAlign = 'right';
   context.textBaseline = 'middle';
