@@ -30,6 +30,7 @@ from tilecast.commands.common import format_bytes
 from tilecast.errors import ConfigError
 from tilecast.ingest.room import Room, next_room
 from tilecast.process import DaemonProcess
+from tilecast.service.budgets import memory_needs
 from tilecast.service.config import SOCKETS, Config
 from tilecast.service.disk import reserves_of, total_and_free
 from tilecast.service.forecast import sentence
@@ -50,7 +51,6 @@ _TYPICAL_FRAME_NBYTES: Final = 2 * 2048 * 2048
 _TCP_BUFFER_BYTES: Final = 4 << 20
 _FILES: Final = 1024
 _TOO_FEW_FILES: Final = 256
-_OTHER_NEEDS_BYTES: Final = 512 << 20
 _MAX_CLOCK_ERROR_S: Final = 0.1
 _ANSWER_S: Final = 3.0
 _DAEMON_S: Final = 120.0
@@ -254,11 +254,7 @@ def check_memory(config: Config, _camera: Camera | None) -> Iterator[Finding]:
     import psutil
 
     total = int(psutil.virtual_memory().total)
-    budgets = (
-        config.blend.budget_bytes + config.blend.queue_bytes + config.store.queue_bytes + config.ingest.queue_bytes
-        + config.ingest.hold_bytes + config.viewers.unread_bytes_of_all + config.viewers.queue_bytes
-    )  # fmt: skip
-    needed = budgets + _OTHER_NEEDS_BYTES
+    needed = sum(memory_needs(config).values())
     found = f"{format_bytes(total)}; the daemon may take {format_bytes(needed)} when all its budgets are used up"
     if needed > total:
         advice = "make blend.budget_bytes, blend.queue_bytes and viewers.unread_bytes_of_all smaller"
