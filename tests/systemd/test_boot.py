@@ -415,6 +415,7 @@ def start_manager_of_scientist(machine: Machine) -> None:
     machine.run("systemd-run", *whose, *where, *kind, "/lib/systemd/systemd", "--user")
 
 
+@pytest.mark.timeout(900)
 def test_a_wheel_its_upgrade_and_a_user_without_root(bare: Machine, tmp_path: Path) -> None:
     machine = bare
     machine.run(str(PYTHON), "-m", "venv", "/opt/tilecast")

@@ -35,6 +35,7 @@ from tilecast.service.config import SOCKETS, Config
 from tilecast.service.disk import reserves_of, total_and_free
 from tilecast.service.forecast import sentence
 from tilecast.service.sockets import Sockets
+from tilecast.service.warmup import ON_FIRST_USE, cache_folders
 from tilecast_protocol.client import Client
 from tilecast_protocol.errors import DisconnectedError, TilecastError
 from tilecast_protocol.publisher import Publisher
@@ -128,28 +129,19 @@ def check_python(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
 
 def check_kernels(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
     """Whether compiled kernels can be kept."""
+    advice = "set NUMBA_CACHE_DIR to a folder that the daemon may write"
     try:
-        from tilecast import kernels
-    except RuntimeError as error:  # numba has found no folder at all
-        advice = "set NUMBA_CACHE_DIR to a folder that the daemon may write"
+        folders = cache_folders()
+    except RuntimeError as error:
         yield Finding(check="numba cache", verdict=Verdict.FAIL, found=str(error), advice=advice)
         return
-    paths = {
-        Path(found.stats.cache_path)
-        for found in vars(kernels).values()
-        if hasattr(found, "stats") and getattr(found.stats, "cache_path", None)
-    }
-    for path in sorted(paths):
+    for path in folders:
         if not _can_write(path):
-            yield Finding(
-                check="numba cache",
-                verdict=Verdict.WARN,
-                found=f"{path} cannot be written: kernels are compiled anew at each start, half a minute",
-                advice="set NUMBA_CACHE_DIR to a folder that the daemon may write",
-            )
+            found = f"{path} cannot be written: kernels are compiled anew at each start, {ON_FIRST_USE}"
+            yield Finding(check="numba cache", verdict=Verdict.WARN, found=found, advice=advice)
         else:
             compiled = len(list(path.glob("*.nbc"))) if path.is_dir() else 0
-            what = f"{compiled} compiled kernels in it" if compiled else "empty: the first start takes half a minute"
+            what = f"{compiled} compiled kernels in it" if compiled else f"empty: the first start takes {ON_FIRST_USE}"
             yield Finding(check="numba cache", verdict=Verdict.OK, found=f"{path} can be written; {what}")
 
 

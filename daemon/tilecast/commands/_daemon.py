@@ -131,7 +131,7 @@ def give_order(
 
 
 def write_into(
-    config: Config, run: str, remote: Remote, cmd: str, words: dict[str, str], here: Callable[[SqliteStore], None]
+    config: Config, run: str, remote: Remote, cmd: str, words: dict[str, Any], here: Callable[[SqliteStore], object]
 ) -> str:
     """Have words of a person written into a run's store: by its daemon, with the query `cmd`, or by `here`; the run."""
 

@@ -533,7 +533,8 @@ class Daemon:
         problems = []
         if self._state != "ready":
             problems.append(f"the daemon is {self._state}")
-        problems += self._why_not_alive()
+        not_alive = self._why_not_alive()
+        problems += not_alive
         if not self._blend_queue.has_room:
             problems.append("frames come faster than they can be blended; publishers are slowed")
         if self._disk.room() is not Room.OK:
@@ -549,7 +550,7 @@ class Daemon:
         problems += [self._config_trouble] if self._config_trouble else []
         return {
             "state": self._state,
-            "ready": self._state == "ready",
+            "ready": self._state == "ready" and not not_alive,
             "problems": problems,
             "free_bytes": self._disk.free_bytes,
             "disk": self._disk.room().word,
