@@ -60,7 +60,11 @@ def hear(manager: socket.socket, text: str) -> str:
 
 @pytest.mark.parametrize(
     ("stage", "call", "held"),
-    [("store", "write", "/tiles-"), ("ingest", "write", "/journal/"), ("sync", "sync", "/journal/")],
+    [
+        ("store", "write", "/tiles-"),
+        pytest.param("ingest", "write", "/journal/", marks=pytest.mark.slow),
+        pytest.param("sync", "sync", "/journal/", marks=pytest.mark.slow),
+    ],
 )
 def test_who_hangs_is_named_and_the_watchdog_is_not_fed(
     manager: socket.socket, tmp_path: Path, stage: str, call: str, held: str
