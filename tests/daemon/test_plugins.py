@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from tilecast.errors import CalibrationError, UnknownCalibrationError
-from tilecast.hookspecs import Committed, Emit, hookimpl
-from tilecast.plugins import CommitTeller, Plugins, SourceThreads
+from tilecast.hookspecs import Committed, Feed, hookimpl
+from tilecast.plugins import Teller, Plugins, SourceThreads
 
 COMMIT = Committed(
     run="0190a5a8-0000-7000-8000-000000000001",
@@ -74,7 +74,7 @@ class TestLoading:
         plugins = Plugins([("good", plugin(tilecast_committed=lambda: None)), ("bad", plugin(**hooks))])
         assert reason in plugins.failed["bad"]
         assert plugins.names == ["good"]
-        plugins.committed(COMMIT)
+        plugins.tell(COMMIT)
 
     def test_the_same_name_twice(self) -> None:
         plugins = Plugins([("one", plugin()), ("one", plugin())])
@@ -144,8 +144,8 @@ class TestCommits:
         good = plugin(tilecast_committed=lambda commit: told.append(commit))
         plugins = Plugins([("a", good), ("b", plugin(tilecast_committed=fails)), ("c", plugin())])
         with capture_logs() as logs:
-            plugins.committed(COMMIT)
-            plugins.committed(COMMIT)
+            plugins.tell(COMMIT)
+            plugins.tell(COMMIT)
         assert told == [COMMIT, COMMIT]
         assert plugins.errors == {"b": 2}
         assert [entry["plugin"] for entry in logs] == ["b", "b"]
@@ -158,7 +158,7 @@ class TestCommits:
             go_on.wait(30)
             told.append(commit.rev)
 
-        teller = CommitTeller(Plugins([("slow", plugin(tilecast_committed=slow))]), max_waiting=2)
+        teller = Teller(Plugins([("slow", plugin(tilecast_committed=slow))]), max_waiting=2)
         teller.tell(COMMIT)
         assert entered.wait(30)
         with capture_logs() as logs:
@@ -172,7 +172,7 @@ class TestCommits:
         assert len(told) == 3
 
     def test_without_listeners_nothing_is_queued(self) -> None:
-        teller = CommitTeller(Plugins(), max_waiting=1)
+        teller = Teller(Plugins(), max_waiting=1)
         for _ in range(5):
             teller.tell(COMMIT)
         assert teller.n_missed == 0
@@ -181,29 +181,31 @@ class TestCommits:
 
 class TestSources:
     def test_run_until_they_are_told_to_stop(self) -> None:
-        emitted: list[Sequence[bytes | memoryview]] = []
         first = threading.Event()
+        doors: list[str] = []
 
         class Ticker:
             name = "ticker"
 
-            def run(self, emit: Emit, stop: threading.Event) -> None:
-                emit([b"tc1/scope/stage/stage", b"\x80"])
+            def run(self, feed: Feed, stop: threading.Event) -> None:
+                doors.append(f"{feed.endpoint} {feed.instrument}")
                 first.set()
                 stop.wait(30)
 
         plugins = Plugins([("p", plugin(tilecast_message_sources=lambda: [Ticker()]))])
-        threads = SourceThreads(plugins.message_sources("scope"), emitted.append)
+        threads = SourceThreads(plugins, "ipc:///door", "scope")
         assert first.wait(30)
         assert threads.running == ["source ticker"]
+        assert [(one["source"], one["state"]) for one in threads.stats()] == [("ticker", "running")]
         assert threads.close(30)
-        assert emitted == [[b"tc1/scope/stage/stage", b"\x80"]]
+        assert doors == ["ipc:///door scope"]
+        assert threads.stats()[0]["state"] == "ended"
 
     def test_failures_are_named(self) -> None:
         class Broken:
             name = "broken"
 
-            def run(self, emit: Emit, stop: threading.Event) -> None:  # noqa: ARG002 - the interface
+            def run(self, feed: Feed, stop: threading.Event) -> None:  # noqa: ARG002 - the interface
                 raise OSError("the share is gone")
 
         plugins = Plugins(
@@ -214,10 +216,12 @@ class TestSources:
             ]
         )
         with capture_logs() as logs:
-            sources = plugins.message_sources("scope")
-            assert SourceThreads(sources, lambda _: None).close(30)
-        assert [name for name, _ in sources] == ["b"]
-        assert plugins.errors == {"a": 1, "c": 1}
+            threads = SourceThreads(plugins, "ipc:///door", "scope")
+            assert threads.close(30)
+        assert [(one["plugin"], one["state"]) for one in threads.stats()] == [
+            ("b", "failed: OSError: the share is gone")
+        ]
+        assert plugins.errors == {"a": 1, "b": 1, "c": 1}
         over = next(entry for entry in logs if "source" in entry)
         assert (over["plugin"], over["source"]) == ("b", "broken")
 
@@ -281,7 +285,7 @@ class TestHanging:
             timeout_s=0.01,
             max_failures=2,
         )
-        teller = CommitTeller(plugins, max_waiting=2)
+        teller = Teller(plugins, max_waiting=2)
         with capture_logs() as logs:
             for rev in (1, 2):
                 teller.tell(replace(COMMIT, rev=rev))
@@ -296,7 +300,7 @@ class TestHanging:
 
     def test_commits_with_many_tiles_do_not_pile_up(self) -> None:
         entered, go_on = threading.Event(), threading.Event()
-        teller = CommitTeller(Plugins([("p", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))]))
+        teller = Teller(Plugins([("p", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))]))
         large = replace(COMMIT, tiles=COMMIT.tiles * 150_000)
         teller.tell(large)
         assert entered.wait(30)
@@ -319,7 +323,7 @@ class TestDisabling:
         plugins = Plugins([("p", plugin(tilecast_committed=sometimes))], max_failures=3)
         with capture_logs() as logs:
             for _ in range(7):
-                plugins.committed(COMMIT)
+                plugins.tell(COMMIT)
         assert plugins.errors == {"p": 5}
         assert next(outcomes) is True, "it was not called any more"
         assert [entry["event"] for entry in logs].count("plugin disabled") == 1
@@ -335,7 +339,7 @@ class TestDisabling:
 
         plugins = Plugins([("p", plugin(tilecast_committed=quits, tilecast_find_calibration=quits))])
         with capture_logs():
-            plugins.committed(COMMIT)
+            plugins.tell(COMMIT)
             with pytest.raises(CalibrationError, match="the plugin p failed"):
                 plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere"))
         assert plugins.errors == {"p": 2}
@@ -351,7 +355,7 @@ class TestDisabling:
         class Source:
             name = "one"
 
-            def run(self, emit: Emit, stop: threading.Event) -> None: ...
+            def run(self, feed: Feed, stop: threading.Event) -> None: ...
 
         endless = plugin(tilecast_message_sources=lambda: itertools.repeat(Source()))
         nameless = plugin(tilecast_message_sources=lambda: [object()])

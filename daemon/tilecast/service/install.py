@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from tilecast.errors import ConfigError
-from tilecast.service.config import GIB, MIB, SOCKETS, Config, endpoint_is_local, load, to_toml
+from tilecast.options import GIB, MIB
+from tilecast.service.config import SOCKETS, Config, endpoint_is_local, load, to_toml
 
 MARK: Final = "# Written by `tilecast install`"
 _EXAMPLE: Final = "/opt/tilecast/bin/"
