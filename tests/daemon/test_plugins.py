@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from tilecast.errors import CalibrationError, UnknownCalibrationError
 from tilecast.hookspecs import Committed, Feed, hookimpl
-from tilecast.plugins import Teller, Plugins, SourceThreads
+from tilecast.plugins import Plugins, SourceThreads, Teller
 
 COMMIT = Committed(
     run="0190a5a8-0000-7000-8000-000000000001",

@@ -9,7 +9,6 @@ import pytest
 
 from tilecast.blending import BLEND_MODES
 from tilecast.errors import ConfigError
-from tilecast.service import config as cfg
 from tilecast.options import parse_size
 from tilecast.service.config import endpoint_is_local, load, options, to_toml
 
