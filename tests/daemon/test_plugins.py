@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -16,9 +17,10 @@ import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from tilecast.errors import CalibrationError, UnknownCalibrationError
-from tilecast.hookspecs import Committed, Feed, hookimpl
-from tilecast.plugins import Plugins, SourceThreads, Teller
+from tilecast.errors import CalibrationError, StartRefusedError, UnknownCalibrationError
+from tilecast.hookspecs import Committed, Feed, FrameStep, RunStart, View, hookimpl
+from tilecast.options import PluginOptions, option
+from tilecast.plugins import PluginFailedError, Plugins, SourceThreads, Teller
 
 COMMIT = Committed(
     run="0190a5a8-0000-7000-8000-000000000001",
@@ -165,7 +167,7 @@ class TestCommits:
             for _ in range(5):
                 teller.tell(COMMIT)
         assert teller.n_missed == 3
-        assert {entry["event"] for entry in logs} == {"plugin is slow and missed a commit"}
+        assert {entry["event"] for entry in logs} == {"plugin is slow and missed some news"}
         assert not teller.close(0.01)
         go_on.set()
         assert teller.close(30)
@@ -363,3 +365,123 @@ class TestDisabling:
         with capture_logs():
             assert plugins.message_sources("scope") == []
         assert plugins.errors == {"endless": 1, "nameless": 1}
+
+
+START = RunStart(
+    run=COMMIT.run,
+    name="scan",
+    instrument="scope",
+    stream="camera",
+    shape=(4, 8),
+    dtype="<u2",
+    pixel_size_um=(1.0, 1.0),
+    header={},
+)
+
+
+class TestSteps:
+    def test_who_splits_comes_last_and_each_gets_its_own_options(self) -> None:
+        class Shade(PluginOptions):
+            level: int = option(3, "A number.")
+
+        def splits() -> FrameStep:
+            return FrameStep(views=(View(shape=(4, 4)), View(shape=(4, 4))))
+
+        def shades(options: Shade) -> FrameStep:
+            return FrameStep(settings={"level": options.level})
+
+        guests = [("a", plugin(tilecast_run_starting=splits)), ("b", plugin(tilecast_run_starting=shades))]
+        plugins = Plugins(guests, options_of=lambda name: Shade(level=7) if name == "b" else PluginOptions())
+        steps = plugins.run_starting(START)
+        assert [(name, dict(step.settings), len(step.views)) for name, step in steps] == [
+            ("b", {"level": 7}, 0),
+            ("a", {}, 2),
+        ]
+        with pytest.raises(StartRefusedError, match="a and c would each split the frames"):
+            Plugins([guests[0], ("c", plugin(tilecast_run_starting=splits))]).run_starting(START)
+
+    def test_one_that_refuses_has_not_failed(self) -> None:
+        def refuses() -> None:
+            raise StartRefusedError("the objective is not known")
+
+        plugins = Plugins([("p", plugin(tilecast_run_starting=refuses))], max_failures=1)
+        for _ in range(3):
+            with pytest.raises(StartRefusedError, match="the plugin p refuses the run: the objective is not known"):
+                plugins.run_starting(START)
+        assert plugins.errors == {}
+
+    @pytest.mark.parametrize(
+        "step",
+        [
+            3,
+            FrameStep(settings={"x": float("nan")}),
+            FrameStep(settings={"x": object()}),
+            FrameStep(arrays={"../up": np.zeros(1)}),
+            FrameStep(arrays={"x": np.zeros(1, object)}),
+            FrameStep(views=(View(shape=(0, 4)),)),
+            FrameStep(views=(View(shape=(4, 4), channel=-1),)),
+            FrameStep(views=(View(shape=(4, 4)),) * 17),
+        ],
+        ids=["no step", "nan", "no json", "path", "object", "nothing", "channel", "many"],
+    )
+    def test_what_cannot_be_frozen_refuses_the_run(self, step: object) -> None:
+        plugins = Plugins([("p", plugin(tilecast_run_starting=lambda: step))])
+        with capture_logs(), pytest.raises(StartRefusedError, match=r"the plugin p failed .* switch it off"):
+            plugins.run_starting(START)
+        assert plugins.errors == {"p": 1}
+
+    def test_one_that_failed_too_often_still_refuses(self) -> None:
+        """A run must not lack silently what it was set up for."""
+        plugins = Plugins([("p", plugin(tilecast_run_starting=fails))], max_failures=1)
+        with capture_logs():
+            for words in ("failed when it was told", "is not called any more"):
+                with pytest.raises(StartRefusedError, match=words):
+                    plugins.run_starting(START)
+        assert plugins.errors == {"p": 1}
+        assert plugins.takes_starts
+
+    def test_a_frame_with_which_it_fails_or_hangs(self) -> None:
+        go_on = threading.Event()
+        plugins = Plugins([("p", plugin())], timeout_s=0.05)
+        frame = np.zeros((4, 8), np.uint16)
+        with capture_logs():
+            with pytest.raises(PluginFailedError, match="the plugin p failed with a frame: ZeroDivisionError"):
+                plugins.images("p", fails, frame)  # type: ignore[arg-type]
+            with pytest.raises(PluginFailedError, match="frames did not return within"):
+                plugins.images("p", lambda _: go_on.wait(30), frame)  # type: ignore[arg-type, return-value]
+        go_on.set()
+        assert plugins.costs["p", "frames"].n_failures == 2
+        with pytest.raises(PluginFailedError, match="the plugin gone, which cannot be used: it is not installed"):
+            plugins.make_images("gone", FrameStep(), shape=(4, 8), dtype="<u2")
+
+
+class TestCosts:
+    def test_calls_their_time_and_what_went_wrong_last(self) -> None:
+        def works() -> None:
+            until = time.thread_time() + 0.02
+            while time.thread_time() < until:
+                pass
+
+        plugins = Plugins([("good", plugin(tilecast_committed=works)), ("bad", plugin(tilecast_committed=fails))])
+        with capture_logs() as logs:
+            plugins.tell(COMMIT)
+        assert not [entry for entry in logs if entry["event"] == "plugin call"]
+        good, bad = plugins.costs["good", "tilecast_committed"], plugins.costs["bad", "tilecast_committed"]
+        assert (good.n_calls, good.n_failures, bad.n_calls, bad.n_failures) == (1, 0, 1, 1)
+        assert good.cpu_s >= 0.02
+        assert good.seconds >= good.longest_s >= 0.02
+        assert plugins.last_errors == {"bad": "tilecast_committed: ZeroDivisionError: a guest's mistake"}
+        assert plugins.stats()["hooks"] == {"bad": ["tilecast_committed"], "good": ["tilecast_committed"]}
+
+    def test_a_trace_tells_each_call(self) -> None:
+        plugins = Plugins([("p", plugin(tilecast_run_starting=lambda: None))], trace=True)
+        with capture_logs() as logs:
+            plugins.run_starting(START)
+        [entry] = logs
+        assert (entry["event"], entry["plugin"], entry["hook"]) == ("plugin call", "p", "tilecast_run_starting")
+        assert (entry["with_"], entry["then"]) == ("run=RunStart(0190a5a8)", "returned")
+
+    def test_one_that_is_switched_off_is_not_imported(self) -> None:
+        entry = EntryPoint("off", "tilecast_no_such_module", "tilecast.plugins")
+        plugins = Plugins.load([entry], options_of=lambda _: PluginOptions(enabled=False))
+        assert (plugins.switched_off, plugins.failed) == (["off"], {})

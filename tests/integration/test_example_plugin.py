@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(tilecast_daemon: StartDaemon, example: dict[str, str]) -> Iterator[StartDaemon]:
-    yield lambda **options: tilecast_daemon(environ=example, **options)
+def start(tilecast_daemon: StartDaemon, example: dict[str, str]) -> StartDaemon:
+    """Start a daemon in whose environment the example is installed."""
+    return lambda **options: tilecast_daemon(environ=example, **options)
 
 
 def tilecast(example: dict[str, str], *arguments: object, code: int = 0) -> str:
@@ -85,7 +85,7 @@ def test_frames_are_split_by_what_was_frozen_and_so_they_are_rebuilt(
     [array] = (daemon.root / run).glob("step-*.npy")
     assert array.name == "step-example-offset.npy"
     store = ["--set", f"store.path={daemon.root}"]
-    assert "clean" in tilecast(example, "fsck", run, *store).lower() or True
+    tilecast(example, "fsck", run, *store)
     # Other options, even none: what is frozen holds.
     tilecast(example, "rebuild", run, *store, "--set", "plugins.example.offset=100")
     expect()
@@ -105,7 +105,7 @@ def test_a_run_is_refused_with_the_reason_of_the_plugin(start: StartDaemon) -> N
 def test_one_that_fails_harms_its_own_runs_alone_and_their_frames_are_kept(start: StartDaemon, fail: str) -> None:
     daemon = start(**HALVES, **{"plugins.example.fail": fail, "plugins.timeout_s": "0.5"})
     if fail == "start":
-        with pytest.raises(RejectedError, match="the plugin example failed when .* a mistake at the start; mend it"):
+        with pytest.raises(RejectedError, match=r"the plugin example failed when .* a mistake at the start; mend it"):
             scanned(daemon)
     else:
         run = scanned(daemon)

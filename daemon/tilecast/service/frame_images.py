@@ -179,7 +179,7 @@ class FrameImages:
                 f"the plugin {plugin} should make images of {pixels.dtype} and shapes {shapes} of a frame; got {got}"
             )
         self._count(int(found.n_low), int(found.n_high))
-        return images
+        return tuple(map(np.ascontiguousarray, images))  # a part of a frame is not, and kernels want it so
 
     def _count(self, n_low: int, n_high: int) -> None:
         self.n_clipped[0] += n_low
