@@ -26,6 +26,7 @@ from tilecast.pyramid import PyramidSettings, RenderedTile
 from tilecast.service import runs
 from tilecast.service.blender import StoredMosaic
 from tilecast.service.committer import as_new_run
+from tilecast.service.frame_images import FrameImages
 from tilecast.service.fsck import (
     SCRATCH_NAME,
     Address,
@@ -181,13 +182,14 @@ def _repair_frozen(folder: Path, journal: Journal | None) -> list[str]:
             found = None
             wanted = replace(wanted, mode=first[0] if first else wanted.mode)
         if found != wanted:
-            runs.freeze_in(folder, wanted, images or cal.freeze(shape=starts[0].shape if starts else (1, 1)))
+            bare = cal.freeze(shape=starts[0].shape if starts else (1, 1))
+            runs.freeze_in(folder, wanted, FrameImages(images or bare))
             done.append(f"{runs.FROZEN_NAME} was written again, as the store says")
         elif images is not None:
             try:
                 runs.load_calibration(folder, starts[0].shape, wanted.calibration)
             except CalibrationError:
-                runs.freeze_in(folder, wanted, images)
+                runs.freeze_in(folder, wanted, FrameImages(images))
                 done.append("the calibration images were written again, as the start message brought them")
     done += _repair_kept(folder)
     return done
