@@ -237,7 +237,7 @@ class Daemon:
             self._store_queue,
             budget_bytes=config.blend.budget_bytes,
             commit_interval_s=config.store.commit_interval_ms / 1e3,
-            batch_bytes=config.store.queue_bytes // 4,
+            batch_bytes=config.store.queue_bytes // 2,
             on_failure=failed,
         )
         self._ingester = Ingester(

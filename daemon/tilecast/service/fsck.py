@@ -246,10 +246,12 @@ def open_frozen(folder: Path, journal: Journal, start: Start, info: RunInfo, fin
         for name in ours
         if name not in ("mode", "calibration") and ours[name] != theirs.get(name)
     ]
-    differ += [f"mode is {mode!r}" for mode in (frozen.mode, theirs.get("mode")) if mode not in BLEND_MODES]
+    if theirs.get("mode") not in BLEND_MODES:
+        differ.append(f"mode is {frozen.mode!r}, in the store {theirs.get('mode')!r}")
     if differ:
         what = f"{runs.FROZEN_NAME} and the store do not agree on what was frozen: {'; '.join(differ)}"
-        findings.append(Finding(what, kind=Kind.FROZEN))
+        is_store_wrong = runs.vouches(folder) or theirs.get("mode") not in BLEND_MODES
+        findings.append(Finding(what, kind=Kind.STORE if is_store_wrong else Kind.FROZEN))
         return None
     return Frozen(start, frozen, JournalFrames(journal, start, images))
 

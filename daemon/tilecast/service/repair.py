@@ -171,14 +171,16 @@ def _repair_frozen(folder: Path, journal: Journal | None) -> list[str]:
         images = _calibration_of(folder, starts, info)
         sha256 = images.sha256 if images is not None else str(info.settings["calibration"])
         wanted = runs.Frozen.from_dict(dict(info.settings) | {"calibration": sha256})
+        first = [start.blend for start in starts[:1] if start.blend is not None]
         try:
             found = runs.read_frozen(folder)
             calibration = found.calibration if images is None else sha256
-            wanted = replace(wanted, mode=found.mode, calibration=calibration)
+            wanted = replace(found if runs.vouches(folder) else wanted, mode=found.mode, calibration=calibration)
         except StoreTooNewError:
             raise  # it is not damaged
         except StoreError:
             found = None
+            wanted = replace(wanted, mode=first[0] if first else wanted.mode)
         if found != wanted:
             bare = cal.freeze(shape=starts[0].shape if starts else (1, 1))
             runs.freeze_in(folder, wanted, FrameImages(images or bare))

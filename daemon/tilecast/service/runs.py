@@ -41,11 +41,12 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME, sync_folder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import RunInfo
-from tilecast_protocol import pzf
+from tilecast_protocol import checks, pzf
 from tilecast_protocol.errors import JournalError, MalformedError, TilecastError
 from tilecast_protocol.journal import Journal, RecordKind
-from tilecast_protocol.messages import Limits, RunNotice, Start, parse
+from tilecast_protocol.messages import Limits, RunNotice, Start, crc32, parse
 from tilecast_protocol.topics import parse_topic
+from tilecast_protocol.vocabulary import BLEND_MODES
 
 FROZEN_NAME = "frozen.json"
 ACTIVE_NAME = "active"
@@ -97,11 +98,11 @@ class Frozen:
         Raises
         ------
         StoreError
-            If something is missing.
+            If something is missing, or there is no such blend mode.
         """
         try:
             return cls(
-                mode=str(values["mode"]),
+                mode=checks.one_of(*BLEND_MODES)(values["mode"], "mode"),
                 tile_size=int(values["tile_size"]),
                 calibration=str(values["calibration"]),
                 rules=PlacingRules.from_dict(values),
@@ -341,7 +342,7 @@ def freeze_in(folder: Path, frozen: Frozen, images: FrameImages) -> None:
     for name, array in images.arrays():
         write_durably(folder / name, cal.dump_npy(array))
     values = {"version": FROZEN_VERSION if frozen.steps else 1} | frozen.as_dict()
-    write_durably(folder / FROZEN_NAME, json.dumps(values, indent=1).encode())
+    write_durably(folder / FROZEN_NAME, json.dumps(values | {"crc32": _values_crc32(values)}, indent=1).encode())
 
 
 def load_run(folder: Path, *, segment_bytes: int, plugins: Plugins | None = None) -> Run:
@@ -390,7 +391,22 @@ def read_frozen(folder: Path) -> Frozen:
             f"{folder / FROZEN_NAME} has version {version}, and this tilecast knows up to {FROZEN_VERSION}: a newer "
             "tilecast wrote it; use that one, or upgrade this one"
         )
+    if "crc32" in values and values["crc32"] != _values_crc32(values):
+        raise StoreError(
+            f"{folder / FROZEN_NAME} is damaged: its checksum is wrong; `tilecast fsck --repair` writes it again, as "
+            "the run's store says"
+        )
     return Frozen.from_dict(values)
+
+
+def vouches(folder: Path) -> bool:
+    """Whether what `read_frozen` gives has a checksum: then it is right, and what contradicts it is not."""
+    return "crc32" in json.loads((folder / FROZEN_NAME).read_text())
+
+
+def _values_crc32(values: Mapping[str, Any]) -> int:
+    """Checksum of the values themselves, however they are written."""
+    return crc32(json.dumps({name: values[name] for name in sorted(values) if name != "crc32"}).encode())
 
 
 def frozen_images(folder: Path) -> dict[str, bytes]:

@@ -48,6 +48,9 @@ from tilecast_protocol.queries import COMMANDS, Reply
 PAGE = 4000
 """Most tiles or frames that one answer names."""
 
+MAX_LISTED_CHANNELS: Final = 256
+"""As many as a `start` may name."""
+
 _ASK_S: Final = 3.0  # how long a question to the daemon may take
 _ORDER_S: Final = 60.0
 _SILENT_S: Final = 5.0  # how long a daemon that did not answer is left alone
@@ -213,9 +216,13 @@ class Run:
 
     @property
     def channels(self) -> list[dict[str, Any]]:
-        """For each channel what `start` said of it: name, color, emission_nm; at least a name."""
+        """For each channel what `start` said of it: name, color, emission_nm; at least a name.
+
+        Of a run with more channels than a `start` may name, the first so many: how many there are is a number in a
+        message, and may be anything.
+        """
         given = list(self.start.get("channels") or [])
-        given += [{} for _ in range(self.n_channels - len(given))]
+        given += [{} for _ in range(min(self.n_channels, MAX_LISTED_CHANNELS) - len(given))]
         return [{"name": f"channel {number}"} | channel for number, channel in enumerate(given)]
 
 
