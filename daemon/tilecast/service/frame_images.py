@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -246,7 +247,8 @@ def ask_for_steps(start: Start, plugins: Plugins) -> list[Step]:
     for plugin, wanted in plugins.run_starting(run_start(start)):
         arrays = {name: np.array(array, order="C") for name, array in wanted.arrays.items()}
         digests = {name: _sha256(array) for name, array in arrays.items()}
-        frozen = FrozenStep(plugin, versions.get(plugin, ""), dict(wanted.settings), digests, tuple(wanted.views))
+        settings = json.loads(json.dumps(dict(wanted.settings)))  # as they will be read again: a tuple is a list then
+        frozen = FrozenStep(plugin, versions.get(plugin, ""), settings, digests, tuple(wanted.views))
         step = _ready(frozen, arrays, start, plugins)
         if step.make is None:
             raise StartRefusedError(step.trouble)
