@@ -56,7 +56,8 @@ def install(folder: Path, guests: dict[str, str]) -> None:
         lines = text.strip("\n").splitlines()
         margin = len(lines[0]) - len(lines[0].lstrip())
         body = "\n".join(line[margin:] for line in lines)
-        (folder / f"guest_{name}.py").write_text(f"import threading\nimport zmq\nfrom tilecast.hookspecs import hookimpl\n{body}\n")
+        imports = "import threading\nimport zmq\nfrom tilecast.hookspecs import hookimpl\n"
+        (folder / f"guest_{name}.py").write_text(f"{imports}{body}\n")
         entries.append(f"{name} = guest_{name}")
     about = folder / "guests-1.0.dist-info"
     about.mkdir()
