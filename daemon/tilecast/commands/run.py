@@ -49,12 +49,12 @@ def command(invocation: Invocation, until_eof: bool) -> None:
 
 def _load(invocation: Invocation, *, until_eof: bool) -> Daemon:
     """The daemon, with everything loaded that it will need."""
-    from tilecast.plugins import Plugins
     from tilecast.service.allocator import keep_freed_memory
     from tilecast.service.app import Daemon
     from tilecast.service.config import load
     from tilecast.service.logging import configure
     from tilecast.service.notify import Manager, Patience
+    from tilecast.service.settings import load_plugins
     from tilecast.service.warmup import warm_up
 
     config = invocation.config
@@ -70,7 +70,7 @@ def _load(invocation: Invocation, *, until_eof: bool) -> Daemon:
         warm_up(modes=sorted({"feather", config.blend.mode}))
     return Daemon(
         config,
-        Plugins.load(timeout_s=config.plugins.timeout_s, max_failures=config.plugins.max_failures),
+        load_plugins(config),
         reload_config=lambda: load(invocation.config_file, invocation.overrides),
         manager=manager,
     )
