@@ -45,7 +45,7 @@ from tilecast_protocol.ranges import RangeSet
 from tilecast_protocol.vocabulary import BLEND_MODES
 
 DEFAULT_BUDGET_BYTES = 512 << 20
-_FLUSH_NBYTES = 32 << 20
+_BATCH_NBYTES = 64 << 20
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -281,7 +281,6 @@ def blend_all(
     source = StoredMosaic(store, settings.tile_size)
     pyramid = Pyramid(settings, budget_bytes=budget_bytes, placements=source, frames=frames, tiles=source)
     canvas, extent = None, extent_of(start)
-    unflushed = 0
     damaged = []
     for number, placement in enumerate(placements, 1):
         try:
@@ -290,9 +289,7 @@ def blend_all(
             damaged.append(placement.frame)
         else:
             pyramid.add(placement, pixels)
-            unflushed += pixels.nbytes
-        if unflushed >= _FLUSH_NBYTES or number == len(placements):
-            unflushed = 0
+        if pyramid.pending_nbytes >= _BATCH_NBYTES or number == len(placements):
             batch = pyramid.flush()
             if batch is not None:
                 commit = as_commit(batch, encode_rows(batch), canvas, extent, settings.tile_size, None)
