@@ -48,8 +48,8 @@ from tilecast_protocol.queries import COMMANDS, Reply
 PAGE = 4000
 """Most tiles or frames that one answer names."""
 
-MAX_CHANNELS: Final = 64
-"""Most channels that a viewer is told of."""
+MAX_CHANNELS: Final = 256
+"""Most channels that a viewer is told of: as many as a `start` may name."""
 
 _ASK_S: Final = 3.0  # how long a question to the daemon may take
 _ORDER_S: Final = 60.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from integration.talking import PATIENCE_S
 from plugins.web.conftest import WebStation, running_web
-from tilecast.geometry import PlaneKey, TileKey
+from tilecast.geometry import PlaneKey, Rect, TileKey
 from tilecast_plugins.web.sources import (
     MAX_CHANNELS,
     LocalSource,
@@ -158,3 +159,13 @@ def test_the_list_of_a_daemon_asks_only_about_runs_that_changed(
     assert ended <= {one.run for one in again}
     assert not ended & set(asked)
     assert [one for one in again if one.run in ended] == [one for one in first if one.run in ended]
+
+
+def test_a_channel_number_from_a_message_makes_no_list_of_that_length(
+    sources: tuple[LocalSource, RemoteSource], web_station: WebStation
+) -> None:
+    run = sources[0].info(web_station.channels)
+    far = replace(run, bboxes={**run.bboxes, PlaneKey(0, 2**31 - 1, 0): Rect(0, 0, 8, 8)})
+    assert far.n_channels == 2**31
+    assert far.channels[: len(run.channels)] == run.channels
+    assert [channel["c"] for channel in far.channels] == [*range(len(run.channels)), 2**31 - 1]
