@@ -147,7 +147,8 @@ def fetch(machine: Machine, address: str) -> tuple[int, bytes]:
     """What a browser on the machine is answered: status and body; 0 if nobody answers."""
     asking = (
         "import sys, urllib.error, urllib.request\n"
-        "try: status, body = (lambda answer: (answer.status, answer.read()))(urllib.request.urlopen(sys.argv[1]))\n"
+        "ask = lambda: urllib.request.urlopen(sys.argv[1], timeout=20)\n"
+        "try: status, body = (lambda answer: (answer.status, answer.read()))(ask())\n"
         "except urllib.error.HTTPError as error: status, body = error.code, error.read()\n"
         "except OSError as error: status, body = 0, str(error).encode()\n"
         "sys.stdout.buffer.write(b'%d\\n' % status + body)"
