@@ -175,8 +175,12 @@ def see_run(machine: Machine, run: str, sent: Pixels) -> dict[str, Any]:
     assert status == 200, body
     pixels = np.frombuffer(body, "<u2").reshape(row1 - row0, col1 - col0)
     np.testing.assert_array_equal(pixels, sent[0][row0:row1, col0:col1])
-    status, body = fetch(machine, f"{WEB}/runs/{run}/tiles/{found['epoch']}/0/0/0/0/0/0.png")
-    assert (status, body[:4]) == (200, b"\x89PNG")
+
+    def tile() -> tuple[int, bytes]:  # addresses change while the canvas grows
+        epoch = json.loads(fetch(machine, f"{WEB}/runs/{run}")[1])["epoch"]
+        return fetch(machine, f"{WEB}/runs/{run}/tiles/{epoch}/0/0/0/0/0/0.png")
+
+    assert until(tile, lambda answer: answer[0] == 200)[1].startswith(b"\x89PNG")
     return found
 
 
