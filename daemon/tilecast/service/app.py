@@ -40,7 +40,7 @@ from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.room import Room
 from tilecast.ingest.verdicts import NO_LONGER, IngestPath
-from tilecast.plugins import CommitTeller, Plugins, SourceThreads
+from tilecast.plugins import Plugins, SourceThreads, Teller
 from tilecast.publish.notifier import Notifier
 from tilecast.publish.query_server import QueryServer
 from tilecast.queues import ByteQueue
@@ -166,11 +166,12 @@ class Daemon:
             raise ConfigError(f"store.path = {self._root} cannot be made: {error}") from error
         with (
             Patience(self._manager, lambda: "opening the journals of open runs") as patience,
-            contextlib.closing(Sockets(self._config)) as sockets,
+            contextlib.closing(Sockets(self._config, with_feed=self._has_sources())) as sockets,
         ):
             self._patience = patience
             ingest, notify, query = sockets.ingest(IngestPath), sockets.notify(), sockets.query()
             self.endpoints = sockets.endpoints
+            self._feed = sockets.feed
             self._build(loop, ingest, notify)
             with self._monitoring():
                 self._start()
@@ -230,13 +231,13 @@ class Daemon:
                 loop.call_soon_threadsafe(self._stop.set)
 
         self._notifier = Notifier(notify, wake_loop)
-        self._teller = CommitTeller(self._plugins)
+        self._teller = Teller(self._plugins)
         self._blender = Blender(
             self._blend_queue,
             self._store_queue,
             budget_bytes=config.blend.budget_bytes,
             commit_interval_s=config.store.commit_interval_ms / 1e3,
-            batch_bytes=config.store.queue_bytes // 4,
+            batch_bytes=config.store.queue_bytes // 2,
             on_failure=failed,
         )
         self._ingester = Ingester(
@@ -288,7 +289,10 @@ class Daemon:
         self._committer.start()
         self._blender.start()
         self._ingester.start()
-        self._sources = SourceThreads(self._plugins.message_sources(self._config.instrument), self._ingester.emit)
+        self._sources = SourceThreads(self._plugins, self._feed, self._config.instrument)
+
+    def _has_sources(self) -> bool:
+        return bool(self._plugins.listeners("tilecast_message_sources"))
 
     def _verified(self) -> None:
         """Sockets are bound, and what was acknowledged is known to be there: whoever waits for us may go on."""
@@ -518,12 +522,9 @@ class Daemon:
                 )
             },
             "notify": {slot: getattr(found, slot) for found in (self._notifier.stats(),) for slot in found.__slots__},
-            "plugins": {
-                "names": self._plugins.names,
-                "failed": self._plugins.failed,
-                "errors": self._plugins.errors,
-                "hanging": self._plugins.hanging(),
-                "disabled": self._plugins.disabled,
+            "plugins": self._plugins.stats()
+            | {
+                "sources": self._sources.stats(),
                 "n_missed_commits": self._teller.n_missed,
             },
         }
@@ -805,6 +806,7 @@ class Daemon:
     def _apply(self, config: Config) -> None:
         """Hand on what may change while runs go on (`service/reload.py` lists it)."""
         self._config = config
+        self._plugins.trace = config.plugins.trace
         configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
         self._disk.reserve(reserves_of(config))
         self._retention.follow(Policy.of(config))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tilecast.service.config import GIB, MIB, Config
+from tilecast.options import GIB, MIB
+from tilecast.service.config import Config
 
 _PIXEL_NBYTES: Final = 4  # at most
 #: The interpreter, libraries and kernels take 200 MiB, SQLite 25 MiB for each open run, ZeroMQ's own buffers a few.

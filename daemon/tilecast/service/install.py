@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from tilecast.errors import ConfigError
+from tilecast.options import GIB, MIB
 from tilecast.service.budgets import memory_needs
-from tilecast.service.config import GIB, MIB, SOCKETS, Config, endpoint_is_local, load, to_toml
+from tilecast.service.config import SOCKETS, Config, endpoint_is_local, load, to_toml
 
 MARK: Final = "# Written by `tilecast install`"
 _EXAMPLE: Final = "/opt/tilecast/bin/"
