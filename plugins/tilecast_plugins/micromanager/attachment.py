@@ -19,13 +19,14 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tilecast_plugins.patience import STEP_S
 from tilecast_protocol.messages import new_run
 from tilecast_protocol.publisher import Publisher
 from tilecast_protocol.sockets import CurveKeys
 
 from .optics import Affine, Optics, optics_of
 from .plans import commanded_um, plan_of, plane_of, position_um
-from .sender import STEP_S, Reason, Run, Sender, log, log_rejection
+from .sender import Reason, Run, Sender, log, log_rejection
 
 DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5570"
 _EXIT_S: Final = 10.0

@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
+from tilecast_plugins.patience import STEP_S, Patience
 from tilecast_protocol.errors import DisconnectedError, TilecastError
 from tilecast_protocol.publisher import Publisher, RejectedError
 from tilecast_protocol.ranges import RangeSet
@@ -25,9 +26,6 @@ from tilecast_protocol.window import Rejected
 log = logging.getLogger("tilecast.micromanager")
 
 Reason: TypeAlias = Literal["done", "abort", "error"]
-
-STEP_S: Final = 2.0
-"""How long the thread waits for the daemon before it looks whether it should stop."""
 
 
 @dataclass(eq=False)
@@ -88,7 +86,9 @@ class Sender(threading.Thread):
         self._waiting_bytes = 0
         self._busy = False
         self._deadline_s: float | None = None  # set to stop
-        self._away = False
+        self._patience = Patience(
+            log, lambda: self._out_of_time, "The acquisition goes on; frames wait in memory, as far as they fit."
+        )
         self.runs: list[Run] = []
 
     # ---- what is called from the microscope's threads: nothing here waits ------------------------------------------
@@ -181,27 +181,10 @@ class Sender(threading.Thread):
     def _out_of_time(self) -> bool:
         return self._deadline_s is not None and time.monotonic() > self._deadline_s
 
-    def _until_taken(self, send: Callable[[], object]) -> bool:
-        """Try until the daemon has it; False if it was closed meanwhile, or the publisher cannot go on."""
-        while True:
-            try:
-                send()
-            except DisconnectedError as error:
-                if not self._away:
-                    self._away = True
-                    log.warning("tilecast: %s. The acquisition goes on; frames wait in memory.", error)
-                if self._out_of_time or error.__cause__ is not None:
-                    return False
-            else:
-                if self._away:
-                    self._away = False
-                    log.warning("tilecast: the daemon at %s takes frames again", self._publisher.endpoint)
-                return True
-
     def _begin(self, run: Run, fields: Callable[[], dict[str, Any]]) -> None:
         try:
             start = fields()
-            if not self._until_taken(lambda: self._publisher.start(run.name, run=run.run, **start)):
+            if not self._patience.until_taken(lambda: self._publisher.start(run.name, run=run.run, **start)):
                 run.refused = True
                 log.error("run %s (%s) was never begun: the daemon could not be reached", run.run, run.name)
         except (RejectedError, ValueError, TypeError) as error:
@@ -213,7 +196,7 @@ class Sender(threading.Thread):
             run.lose(number, "its run was not begun")
             return
         try:
-            if not self._until_taken(
+            if not self._patience.until_taken(
                 lambda: self._publisher.image(pixels, run=run.run, frame=number, timeout_s=STEP_S, **fields)
             ):
                 run.lose(number, "the daemon could not be reached until tilecast was detached")
@@ -222,7 +205,7 @@ class Sender(threading.Thread):
 
     def _end(self, run: Run, reason: Reason) -> None:
         if not run.refused:
-            self._until_taken(lambda: self._publisher.end(reason, run=run.run, n_sent=run.n_frames))
+            self._patience.until_taken(lambda: self._publisher.end(reason, run=run.run, n_sent=run.n_frames))
         if run.lost:
             ranges = ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in run.lost.ranges())
             log.error(

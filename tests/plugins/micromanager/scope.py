@@ -1,4 +1,4 @@
-"""Microscopes for the tests: a known specimen under Python devices of pymmcore-plus, and Micro-Manager's own demo devices.
+"""Microscopes for the tests: a known specimen under Python devices of pymmcore-plus, and Micro-Manager's own.
 
 The specimen is given in stage coordinates, µm, and the camera looks at it through any affine: nothing here knows where
 a mosaic puts a frame.
