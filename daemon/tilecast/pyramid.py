@@ -27,7 +27,8 @@ What a tile or a loaded frame holds is counted in bytes, and when the budget is 
 dropped: first tiles that have frames all around them and will hardly be touched again (`surroundings`), then others
 without a state, which are one read away, and only when few of them are left the states and loaded frames, which cost
 the decoding of whole frames to have again. Two things cannot be dropped and are the caller's to
-bound: tiles whose newest version is not committed yet (:attr:`PyramidStats.pinned_bytes`; flush and commit more often),
+bound: tiles whose newest version is not committed yet (:attr:`PyramidStats.pinned_bytes`; flush when
+:attr:`Pyramid.pending_nbytes` says so, and commit),
 and what one call works on (the frame, and the states of as many of its tiles as fit a quarter of the budget, at least
 one). Nothing that is kept, and nothing that one frame costs, grows with the number of frames or tiles of the run; only
 boxes of planes are kept, one for each plane.
@@ -73,6 +74,8 @@ _DTYPES = ("|u1", "<u2", "<f4")
 _OBJECT_BYTES = 1024
 #: What one call works on at a time may take this part of the budget.
 _PORTION = 4
+#: What the top level of a plane has at most: 2 × 2 tiles.
+_TOPS = 4
 #: Tiles without a state are dropped first while they take more than this part of the budget.
 _PLAIN_PART = 8
 
@@ -297,9 +300,11 @@ class Pyramid:
         self._bboxes = dict(bboxes or {})
         self._union = union_of(self._bboxes.values())
         self._boxes_before: dict[PlaneKey, Rect] = {}  # as last flushed, of planes that have grown since
+        self._next_levels = max(levels, level_count(self._union, self._size))  # of the next batch
 
         self._number = 0  # of the last batch
         self._dirty: dict[Address, _Tile] = {}  # base tiles changed since
+        self._above: set[Address] = set()  # the tiles above them, which the next batch makes anew
         self._news: dict[tuple[int, int], Placement] = {}  # placements added or moved since
         # Rectangles of which all other frames are known since, and whether some frame lay elsewhere before.
         self._surveyed: list[tuple[PlaneKey, Rect, list[Rect]]] = []
@@ -338,6 +343,14 @@ class Pyramid:
     def budget_bytes(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._shrink()
+
+    @property
+    def pending_nbytes(self) -> int:
+        """The most that the tiles of the next batch hold, were it made now: what it is to be bounded by."""
+        n_tiles = len(self._dirty) + len(self._above)
+        if self._levels:  # a new level is made for every plane, also for those that have not changed
+            n_tiles += (self._next_levels - self._levels) * _TOPS * len(self._bboxes)
+        return n_tiles * (self._pixel_bytes + self._mask_bytes)
 
     def stats(self) -> PyramidStats:
         """What is held and what has been done so far."""
@@ -460,6 +473,11 @@ class Pyramid:
             self._boxes_before.setdefault(placement.plane, box)
             self._bboxes[placement.plane] = box.union(placement.rect)
             self._union = self._union.union(placement.rect)
+            levels = level_count(self._union, self._size)
+            if levels > self._next_levels:
+                self._next_levels = levels
+                for address in self._dirty:
+                    self._mark_above(address)
 
     def _make_ready(self, plane: PlaneKey, key: TileKey, placement: Placement, covering: _Covering) -> bool:
         """Bring a base tile into memory so that `placement` can be blended into it; False if it must be rebuilt."""
@@ -551,7 +569,7 @@ class Pyramid:
             return None
         self._midway = True
         self._number += 1
-        levels = max(self._levels, level_count(self._union, self._size))
+        levels = self._next_levels
         rendered: dict[Address, RenderedTile] = {}
         gone: list[Address] = []
         changed = list(self._dirty.values())
@@ -579,7 +597,7 @@ class Pyramid:
         )
         self._batches[self._number] = all_changed, list(self._news)
         self._levels = levels
-        self._dirty, self._news, self._boxes_before = {}, {}, {}
+        self._dirty, self._above, self._news, self._boxes_before = {}, set(), {}, {}
         self._surveyed, self._has_moved = [], False
         self._shrink()
         self._midway = False
@@ -741,7 +759,16 @@ class Pyramid:
     def _mark(self, tile: _Tile) -> None:
         """Put a base tile among those that the next flush renders."""
         tile.batch = self._number + 1
+        if tile.address not in self._dirty:
+            self._mark_above(tile.address)
         self._dirty[tile.address] = tile
+
+    def _mark_above(self, address: Address) -> None:
+        """Take down the tiles above a base tile, which the next flush makes anew."""
+        plane, key = address
+        while key.level + 1 < self._next_levels:
+            key = key.parent()
+            self._above.add((plane, key))
 
     def _keep(self, tile: _Tile) -> None:
         """Hold a tile in memory; it is counted when next changed, and cannot be evicted before it is `_use`d."""

@@ -270,6 +270,24 @@ class TestBatches:
         assert batch.bboxes == {}
         assert set(batch.tiles) == {(PlaneKey(), TileKey(0, 1, 1)), (PlaneKey(), TileKey(1, 0, 0))}
 
+    def test_what_the_next_batch_holds_is_told_before(self) -> None:
+        """Exactly, where no tile is covered wholly: tiles of all levels, each once, with the levels there will be."""
+        mosaic = LiveMosaic()
+        assert mosaic.pyramid.pending_nbytes == 0
+        corners = [(0, 0), (3, 3), (70, 90), (-130, 14), (71, 91), (8, 9)]
+        for i, (row, col) in enumerate(corners):
+            mosaic.add(placed(i, row, col, (5, 5)), noise(i, (5, 5)))
+            if i < 2 or i > 4:
+                tiles = {0: 1, 1: 1, 5: 1 + 4}[i]  # on its own; in the same tile again; with the four above it
+                assert mosaic.pyramid.pending_nbytes == tiles * 16 * 16 * 3
+            if i >= 3:
+                pending_nbytes = mosaic.pyramid.pending_nbytes
+                batch = mosaic.flush()
+                assert batch is not None
+                assert batch.nbytes == pending_nbytes == len(batch.tiles) * 16 * 16 * 3
+                assert batch.levels == 5
+        assert mosaic.pyramid.pending_nbytes == 0
+
     def test_a_full_tile_has_no_mask(self) -> None:
         mosaic = LiveMosaic()
         for i, (row, col) in enumerate(serpentine(3, 3, (20, 20))):

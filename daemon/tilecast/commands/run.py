@@ -34,12 +34,12 @@ def command(invocation: Invocation, until_eof: bool) -> None:
       tilecast run
       tilecast run --set store.path=/data/runs --set instrument=confocal-2
     """
-    from tilecast.plugins import Plugins
     from tilecast.service.allocator import keep_freed_memory
     from tilecast.service.app import Daemon
     from tilecast.service.config import load
     from tilecast.service.logging import configure
     from tilecast.service.notify import Manager, Patience
+    from tilecast.service.settings import load_plugins
     from tilecast.service.warmup import warm_up
 
     config = invocation.config
@@ -55,7 +55,7 @@ def command(invocation: Invocation, until_eof: bool) -> None:
         warm_up(modes=sorted({"feather", config.blend.mode}))
     daemon = Daemon(
         config,
-        Plugins.load(timeout_s=config.plugins.timeout_s, max_failures=config.plugins.max_failures),
+        load_plugins(config),
         reload_config=lambda: load(invocation.config_file, invocation.overrides),
         manager=manager,
     )

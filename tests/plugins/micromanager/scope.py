@@ -158,6 +158,7 @@ class Scope:
         core.setCameraDevice("Camera")
         core.setXYStageDevice("XY")
         core.setFocusDevice("Z")
+        core.setAutoShutter(False)  # there is none
         for channel in ("DAPI", "FITC"):
             core.defineConfig("Channel", channel, "Filters", "Label", channel)
         core.setChannelGroup("Channel")

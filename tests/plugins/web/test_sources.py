@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -11,8 +12,15 @@ import pytest
 
 from integration.talking import PATIENCE_S
 from plugins.web.conftest import WebStation, running_web
-from tilecast.geometry import PlaneKey, TileKey
-from tilecast_plugins.web.sources import LocalSource, NoDaemonError, RemoteSource, Run, Source, UnknownRunError
+from tilecast.geometry import PlaneKey, Rect, TileKey
+from tilecast_plugins.web.sources import (
+    LocalSource,
+    NoDaemonError,
+    RemoteSource,
+    Run,
+    Source,
+    UnknownRunError,
+)
 from tilecast_protocol.errors import DisconnectedError
 
 P0 = PlaneKey()
@@ -122,3 +130,13 @@ def test_a_gateway_on_another_machine_serves_the_same_bytes(http: httpx.Client, 
         assert unknown.status_code == 404
         log = httpx.get(f"{web.url}/api/v1/runs/{web_station.scan}/log", timeout=PATIENCE_S)
         assert log.status_code == 501
+
+
+def test_a_channel_number_from_a_message_makes_no_list_of_that_length(
+    sources: tuple[LocalSource, RemoteSource], web_station: WebStation
+) -> None:
+    run = sources[0].info(web_station.channels)
+    far = replace(run, bboxes={**run.bboxes, PlaneKey(0, 2**31 - 1, 0): Rect(0, 0, 8, 8)})
+    assert far.n_channels == 2**31
+    assert far.channels[: len(run.channels)] == run.channels
+    assert [channel["c"] for channel in far.channels] == [*range(len(run.channels)), 2**31 - 1]

@@ -2,7 +2,7 @@
 
 import { $, h } from './dom.js';
 import { extentOf, rangesText } from './run.js';
-import { formatLength, pixelSizeUm } from './geometry.js';
+import { axesText, formatLength, pixelSizeUm } from './geometry.js';
 import { formatBytes } from './status.js';
 import { formatTime } from './runs.js';
 
@@ -48,6 +48,8 @@ export function renderReport(run, { report, final, nFrames, nHoles }) {
     facts.push(['', `${cols.toLocaleString()} × ${rows.toLocaleString()} px`]);
   }
   facts.push(['Pixel', Math.abs(x_um - y_um) < 1e-9 ? formatLength(x_um) : `${formatLength(x_um)} × ${formatLength(y_um)}`]);
+  const axes = axesText(run.affine);
+  if (axes) facts.push(['Axes', axes, axes.startsWith('drawn') ? 'warn' : '']);
   facts.push(['From', `${run.instrument} / ${run.stream}`]);
   if (run.created_ns) facts.push(['Begun', formatTime(run.created_ns)]);
   if (run.blend) facts.push(['Overlaps', run.blend]);
