@@ -73,7 +73,7 @@ class Listener(Generic[T]):
         self._bind = bind
         self._parse = parse
         self._max_frame_bytes = max_frame_bytes
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self.n_messages = 0
         self.n_bad = 0
@@ -87,7 +87,8 @@ class Listener(Generic[T]):
         StreamError
             The endpoint is none, or taken.
         """
-        socket = self._context.socket(zmq.SUB if self._kind == "sub" else zmq.PULL)
+        self._context = zmq.Context()
+        self._socket = socket = self._context.socket(zmq.SUB if self._kind == "sub" else zmq.PULL)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, self._max_frame_bytes + 64 * 1024)
         socket.setsockopt(zmq.RCVHWM, max(2, _QUEUE_BYTES // self._max_frame_bytes))
@@ -98,14 +99,13 @@ class Listener(Generic[T]):
             else:
                 socket.connect(self.endpoint)
         except zmq.ZMQError as error:
-            socket.close()
+            self.close()
             raise StreamError(
                 f"cannot {'bind' if self._bind else 'connect to'} {self.endpoint!r}: {error}; an endpoint is "
                 "tcp://host:port or ipc:///path"
             ) from error
         if self._kind == "sub":
             socket.subscribe(b"")
-        self._socket = socket
 
     def run(self, taker: Taker[T], stop: threading.Event) -> None:
         """Hand on what comes until `stop` is set; then end what is open, and close the socket."""
@@ -128,7 +128,9 @@ class Listener(Generic[T]):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        self._context.term()
+        if self._context is not None:
+            self._context.term()
+            self._context = None
 
     def _one(self, frames: list[Any], taker: Taker[T]) -> None:
         self.n_messages += 1

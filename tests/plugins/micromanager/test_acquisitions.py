@@ -17,18 +17,20 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-import useq
 from numpy.typing import NDArray
+
+from integration.stored import stored_mosaic
+from integration.talking import Watcher
+from tilecast.process import DaemonProcess
+from tilecast.store.sqlite_reader import SqliteReader
+from tilecast_plugins.micromanager import attach
 
 pytest.importorskip("pymmcore_plus", reason="uv sync --group microscopes")
 pytest.importorskip("mm_test_adapters", reason="uv sync --group microscopes")
 
-from integration.stored import stored_mosaic
-from integration.talking import Watcher
+import useq
+
 from plugins.micromanager.scope import Affine, Scope, demo_core
-from tilecast.process import DaemonProcess
-from tilecast.store.sqlite_reader import SqliteReader
-from tilecast_plugins.micromanager import attach
 
 TILE = 64
 
