@@ -36,8 +36,11 @@ class Patience:
         self._away = False
 
     def until_taken(self, send: Callable[[], object]) -> bool:
-        """Call it until it raises no `DisconnectedError`; False if that was given up, or the publisher has failed."""
-        while True:
+        """Call it until it raises no `DisconnectedError`; False if that was given up, or the publisher has failed.
+
+        It is called once at least, unless the daemon is known to be away and it is time to give up.
+        """
+        while not (self._away and self._give_up()):
             try:
                 send()
             except DisconnectedError as error:
@@ -45,10 +48,11 @@ class Patience:
                     self._away = True
                     self._log.warning("%s. %s", error, self._meanwhile)
                 # With a cause it is the publisher's thread that has died: it will not come back.
-                if self._give_up() or error.__cause__ is not None:
+                if error.__cause__ is not None:
                     return False
             else:
                 if self._away:
                     self._away = False
                     self._log.warning("the daemon takes frames again")
                 return True
+        return False

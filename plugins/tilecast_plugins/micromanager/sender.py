@@ -195,6 +195,9 @@ class Sender(threading.Thread):
         if run.refused:
             run.lose(number, "its run was not begun")
             return
+        if self._out_of_time:
+            run.lose(number, "it still waited for the daemon when the time to detach was over")
+            return
         try:
             if not self._patience.until_taken(
                 lambda: self._publisher.image(pixels, run=run.run, frame=number, timeout_s=STEP_S, **fields)

@@ -199,7 +199,7 @@ def _layout(header: Mapping[str, Any], shape_order: str) -> tuple[np.dtype[Any],
             "NDPluginColorConvert"
         )
     sizes = [whole(size, "shape", 1, _MAX_EDGE) for size in shape]
-    rows, columns = sizes if shape_order == "rows-first" else reversed(sizes)
+    rows, columns = (sizes[0], sizes[1]) if shape_order == "rows-first" else (sizes[1], sizes[0])
     dtype = np.dtype(_DTYPES[kind]).newbyteorder("<" if endianness == "little" else ">")
     return dtype, (rows, columns)
 

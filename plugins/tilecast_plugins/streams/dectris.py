@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import cbor2
 import imagecodecs
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .pixels import StreamError, frame_nbytes, number, whole, wire_pixels
+from .series import SeriesEnd, SeriesImage, SeriesMessage, SeriesStart
 
 _MULTI_DIM: Final = 40
 _COLUMN_MAJOR: Final = 1040
@@ -29,71 +29,6 @@ _DTYPES: Final = {
 _MAX_EDGE: Final = 2**20
 _MAX_CHANNELS: Final = 64
 _DEFAULT_BLOCK_BYTES: Final = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesStart:
-    """Begins a series.
-
-    Attributes
-    ----------
-    series : str
-        What tells it from others.
-    series_id : int
-    n_images : int or None
-    px_um : (float, float) or None
-        Of the detector itself, x and y.
-    channels : tuple of str
-        Thresholds, in the order of their planes.
-    user : dict
-        Facts worth keeping.
-    """
-
-    series: str
-    series_id: int
-    n_images: int | None
-    px_um: tuple[float, float] | None
-    channels: tuple[str, ...]
-    user: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SeriesImage:
-    """One exposure: an image of each channel.
-
-    Attributes
-    ----------
-    series : str
-    series_id, image_id : int
-    channels : dict of str to ndarray
-        u1, u2 or f4, rows and columns; in float32, pixels without a value are NaN.
-    exact : bool
-        Whether the pixels are the detector's numbers, or were rounded to float32.
-    pos_um : tuple of float or None
-        From `user_data`, if told where.
-    t0_ns, t1_ns : int or None
-        Exposure by the detector's clock, UTC.
-    """
-
-    series: str
-    series_id: int
-    image_id: int
-    channels: dict[str, NDArray[Any]]
-    exact: bool
-    pos_um: tuple[float, ...] | None
-    t0_ns: int | None
-    t1_ns: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesEnd:
-    """Ends a series."""
-
-    series: str
-    series_id: int
-
-
-SeriesMessage: TypeAlias = SeriesStart | SeriesImage | SeriesEnd
 
 
 def parse(
@@ -186,7 +121,8 @@ def _image(
             f"data must be a map of 1 to {_MAX_CHANNELS} channels; got {type(data).__name__}. Detectors older than "
             "release 2022.1 send another form: update theirs"
         )
-    channels, exact = {}, True
+    channels: dict[str, NDArray[Any]] = {}
+    exact = True
     for name, item in data.items():
         if not isinstance(name, str):
             raise StreamError(f"names of channels must be text; got {name!r:.80}")

@@ -21,13 +21,14 @@ SocketKind = Literal["sub", "pull"]
 _POLL_MS: Final = 200
 _QUEUE_BYTES: Final = 256 * 1024 * 1024
 
-T = TypeVar("T", contravariant=True)
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
-class Taker(Protocol[T]):
+class Taker(Protocol[T_contra]):
     """What becomes of parsed messages; may raise StreamError for one that does not fit."""
 
-    def take(self, message: T, now_s: float, /) -> None:
+    def take(self, message: T_contra, now_s: float, /) -> None:
         """One message."""
 
     def tick(self, now_s: float, /) -> None:

@@ -16,8 +16,8 @@ from tilecast_protocol.publisher import Publisher, RejectedError
 from tilecast_protocol.ranges import RangeSet
 
 from .areadetector import ArrayFrame
-from .dectris import SeriesEnd, SeriesImage, SeriesMessage, SeriesStart
 from .pixels import StreamError
+from .series import SeriesEnd, SeriesImage, SeriesMessage, SeriesStart
 
 log = logging.getLogger("tilecast.streams")
 

@@ -17,7 +17,7 @@ from .pixels import StreamError
 from .runs import ArrayRuns, RunSettings, SeriesRuns, log
 
 
-@dataclass(frozen=True)
+@dataclass
 class StreamSource:
     """One stream, ready to listen.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,6 +324,27 @@ def test_nobody_waits_for_a_daemon_that_never_comes(caplog: pytest.LogCaptureFix
         assert attached.detach(0.1) == 2
     assert any("was never begun" in record.message for record in caplog.records)
     assert any("2 of 2 frames never reached" in record.message for record in caplog.records)
+
+
+def test_detaching_does_not_wait_for_each_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The daemon dies after the first frame: what waits is given up together, when the time is over."""
+    daemon = DaemonProcess(tmp_path / "dies").start()
+    scope = Scope()
+    caplog.set_level(logging.WARNING, "tilecast.micromanager")
+    attached = attach(scope.core, daemon.endpoints["ingest.ack"], instrument="scope", stream="dies")
+
+    def kill(*_: Any) -> None:
+        if daemon.running:
+            attached.flush()
+            daemon.kill()
+
+    scope.core.mda.events.frameReady.connect(kill)
+    scope.core.mda.run(useq.MDASequence(grid_plan=grid(12, 12), stage_positions=[(0.0, 0.0)]))
+    began_s = time.monotonic()
+    n_lost = attached.detach(0.1)
+    assert time.monotonic() - began_s < 20  # an attempt takes 2 s, and there were 143 frames
+    assert n_lost > 50
+    assert any("of 144 frames never reached the daemon" in record.message for record in caplog.records)
 
 
 def test_frames_of_another_shape_and_colour_are_named(station: Station, caplog: pytest.LogCaptureFixture) -> None:

@@ -170,6 +170,22 @@ def test_what_a_user_gets_wrong_is_named(arguments: list[str], words: str) -> No
     assert words in done.output
 
 
+def test_without_the_extra_areadetector_works_and_dectris_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["cbor2"] = sys.modules["imagecodecs"] = None
+from tilecast_plugins.streams.options import AreaDetectorOptions, DectrisOptions
+from tilecast_plugins.streams.source import areadetector_source, dectris_source
+areadetector_source(AreaDetectorOptions(endpoint="tcp://a:1", px_um=(1.0,)))
+try:
+    dectris_source(DectrisOptions(endpoint="tcp://a:1"))
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert "pip install 'tilecast[dectris]'" in done.stdout
+
+
 @pytest.mark.parametrize("options", [AreaDetectorOptions, DectrisOptions])
 def test_every_option_is_explained_in_the_readme(options: type[StreamOptions]) -> None:
     text = (Path(__file__).parents[3] / "plugins/tilecast_plugins/streams/README.md").read_text()
