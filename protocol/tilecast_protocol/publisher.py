@@ -602,6 +602,12 @@ class Publisher:
             return self._outbox.window.n_messages
 
     @property
+    def n_unsettled_images(self) -> int:
+        """How many of them are images: the last ones that were given."""
+        with self._outbox.changed:
+            return self._outbox.window.n_images
+
+    @property
     def rejected(self) -> list[Rejected]:
         """The latest rejections (at most 1,000), oldest first; without those that `start` raised."""
         with self._outbox.changed:

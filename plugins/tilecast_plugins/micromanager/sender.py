@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
@@ -26,6 +26,10 @@ from tilecast_protocol.window import Rejected
 log = logging.getLogger("tilecast.micromanager")
 
 Reason: TypeAlias = Literal["done", "abort", "error"]
+
+
+_REMEMBERED: Final = 100_000
+"""Frames that were given to the publisher; its window is never as large."""
 
 
 @dataclass(eq=False)
@@ -85,6 +89,7 @@ class Sender(threading.Thread):
         self._waiting: deque[tuple[Callable[[], None], int]] = deque()
         self._waiting_bytes = 0
         self._busy = False
+        self._given: deque[tuple[Run, int]] = deque(maxlen=_REMEMBERED)  # to the publisher, oldest first
         self._deadline_s: float | None = None  # set to stop
         self._patience = Patience(
             log, lambda: self._out_of_time, "The acquisition goes on; frames wait in memory, as far as they fit."
@@ -158,6 +163,8 @@ class Sender(threading.Thread):
             self._publisher.close(max(0.1, self._deadline_s - time.monotonic()))
         except TilecastError as error:
             log.error("tilecast: not everything has arrived: %s", error)
+            for run, number in list(self._given)[len(self._given) - self._publisher.n_unsettled_images :]:
+                run.lose(number, "it was sent, like those after it, and the daemon has not acknowledged it")
 
     # ---- inside ---------------------------------------------------------------------------------------------------
 
@@ -203,6 +210,8 @@ class Sender(threading.Thread):
                 lambda: self._publisher.image(pixels, run=run.run, frame=number, timeout_s=STEP_S, **fields)
             ):
                 run.lose(number, "the daemon could not be reached until tilecast was detached")
+            else:
+                self._given.append((run, number))
         except (ValueError, TypeError) as error:
             run.lose(number, str(error))
 
