@@ -206,7 +206,7 @@ def _layout(header: Mapping[str, Any], shape_order: str) -> tuple[np.dtype[Any],
 
 def _attribute(attributes: Mapping[str, Any], key: str) -> Any:
     if attributes.get(key) is None:
-        known = ", ".join(sorted(map(str, attributes))[:20]) or "none"
+        known = ", ".join(map(repr, sorted(attributes)[:20])) or "none"
         raise StreamError(
             f"ndattr has no value for {key!r}; it has: {known[:300]}. Add it to the XML file of attributes of the "
             "driver or of NDPluginZMQ"

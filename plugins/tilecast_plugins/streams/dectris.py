@@ -100,9 +100,9 @@ def _start(message: Mapping[str, Any], series: str, series_id: int) -> SeriesSta
     return SeriesStart(
         series,
         series_id,
-        None if n_images is None else whole(n_images, "number_of_images"),
+        None if n_images is None else whole(n_images, "number_of_images", maximum=2**48),
         px_um,
-        tuple(name[:200] for name in channels),
+        tuple(name[:100] for name in channels),
         {key: value[:200] if isinstance(value, str) else value for key, value in user.items()},
     )
 
@@ -128,7 +128,7 @@ def _image(
             raise StreamError(f"names of channels must be text; got {name!r:.80}")
         array = _multi_dim(item, max_frame_bytes)
         no_data = int(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else None
-        channels[name[:200]], one_exact = wire_pixels(array, no_data)
+        channels[name[:100]], one_exact = wire_pixels(array, no_data)
         exact &= one_exact
     image_id = whole(message.get("image_id"), "image_id", maximum=2**53)
     t0_ns, t1_ns = _exposure_ns(message)

@@ -19,6 +19,9 @@ from .runs import log
 SocketKind = Literal["sub", "pull"]
 
 _POLL_MS: Final = 200
+_KINDS: Final = 1000
+"""Of bad messages, as many are told apart."""
+
 _QUEUE_BYTES: Final = 256 * 1024 * 1024
 
 T = TypeVar("T")
@@ -140,6 +143,7 @@ class Listener(Generic[T]):
         except (StreamError, ValueError) as error:  # ValueError: what the protocol allows no run or image to say
             self.n_bad += 1
             kind = "".join(character for character in str(error)[:60] if not character.isdigit())
+            kind = kind if kind in self._bad_kinds or len(self._bad_kinds) < _KINDS else "others"
             count = self._bad_kinds[kind] = self._bad_kinds.get(kind, 0) + 1
-            if count & (count - 1) == 0 and len(self._bad_kinds) < 1000:  # the first, second, fourth … of each kind
+            if count & (count - 1) == 0:  # the first, second, fourth … of each kind
                 log.warning("%s sent a message that is left out (%d such so far): %s", self.endpoint, count, error)

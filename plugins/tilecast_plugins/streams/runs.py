@@ -294,10 +294,10 @@ class SeriesRuns(_Runs):
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of the first frame, as far as they are plain and few."""
+    """Attributes of the first frame, as far as they are plain and few: a header has at most 64 KiB."""
     plain = {key: value for key, value in attributes.items() if isinstance(value, (str, int, float))}
     return {
-        key[:100]: value[:200] if isinstance(value, str) else value
-        for key, value in list(plain.items())[:100]
+        key[:60]: value[:100] if isinstance(value, str) else value
+        for key, value in list(plain.items())[:50]
         if not isinstance(value, int) or abs(value) < 2**63
     }

@@ -76,7 +76,7 @@ def test_what_is_wrong_is_named(parts: list[bytes], words: str) -> None:
 
 
 def test_a_missing_attribute_is_named_with_those_there_are() -> None:
-    with pytest.raises(StreamError, match="no value for 'StageX'; it has: Temperature"):
+    with pytest.raises(StreamError, match="no value for 'StageX'; it has: 'Temperature'"):
         parse(message(ndattr={"Temperature": 4}), ArrayKeys(x="StageX", y="StageY"))
     with pytest.raises(StreamError, match=r"ndattr\.StageX must be a number"):
         parse(message(ndattr={"StageX": "4", "StageY": 1, "Exposure": 0, "Scan": 1}), KEYS)
