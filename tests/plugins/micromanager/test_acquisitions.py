@@ -62,6 +62,13 @@ def station() -> Iterator[Station]:
             daemon.stop()
 
 
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """Where nobody listens yet."""
+    with tempfile.TemporaryDirectory(prefix="tilecast-") as folder:
+        yield f"ipc://{folder}/ack"
+
+
 def plane(folder: Path, tcz: tuple[int, int, int] = (0, 0, 0)) -> tuple[NDArray[Any], NDArray[Any], int, int]:
     """Level 0 of a plane: values, coverage, and the row and column of its first pixel."""
     tiles = {key: tile for (where, key), tile in stored_mosaic(folder).items() if where == tcz and key[0] == 0}
@@ -269,9 +276,10 @@ def test_a_region_of_the_chip_lies_where_it_is(station: Station) -> None:
     assert assert_shows(station.root / run.run, scope, UP) > 32 * 48
 
 
-def test_a_daemon_that_is_away_holds_up_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_daemon_that_is_away_holds_up_nothing(
+    tmp_path: Path, endpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """It comes when the acquisition is over: everything arrives, the log tells what happened."""
-    endpoint = f"ipc://{tempfile.mkdtemp(prefix='tilecast-')}/ack"
     scope = Scope()
     caplog.set_level(logging.WARNING, "tilecast.micromanager")
     with attach(scope.core, endpoint, instrument="scope", stream="late") as attached:
@@ -290,9 +298,10 @@ def test_a_daemon_that_is_away_holds_up_nothing(tmp_path: Path, caplog: pytest.L
     assert assert_shows(tmp_path / "late" / run.run, scope, UP) == (64 + 2 * 48) * (96 + 72)
 
 
-def test_what_does_not_fit_into_memory_is_lost_by_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_does_not_fit_into_memory_is_lost_by_number(
+    tmp_path: Path, endpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two frames fit; the other four are named by the log, and by the daemon that comes later."""
-    endpoint = f"ipc://{tempfile.mkdtemp(prefix='tilecast-')}/ack"
     scope = Scope()
     caplog.set_level(logging.WARNING, "tilecast.micromanager")
     with attach(scope.core, endpoint, instrument="scope", stream="full", buffer_bytes=2 * 64 * 96 * 2) as attached:
@@ -313,9 +322,9 @@ def test_what_does_not_fit_into_memory_is_lost_by_number(tmp_path: Path, caplog:
     assert any("4 of 6 frames never reached the daemon: 2–5" in record.message for record in caplog.records)
 
 
-def test_nobody_waits_for_a_daemon_that_never_comes(caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_waits_for_a_daemon_that_never_comes(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     scope = Scope()
-    attached = attach(scope.core, f"ipc://{tempfile.mkdtemp()}/nobody", instrument="scope", stream="never")
+    attached = attach(scope.core, endpoint, instrument="scope", stream="never")
     done = threading.Event()
     scope.core.mda.events.sequenceFinished.connect(lambda *_: done.set())
     with caplog.at_level(logging.WARNING, "tilecast.micromanager"):
@@ -404,13 +413,12 @@ def test_a_run_that_cannot_be_is_named(station: Station, caplog: pytest.LogCaptu
     assert any("cannot be shown: " in record.message for record in caplog.records)
 
 
-def test_attaching_to_something_else_or_twice_says_so() -> None:
+def test_attaching_to_something_else_or_twice_says_so(endpoint: str) -> None:
     scope = Scope()
     with pytest.raises(TypeError, match="takes a CMMCorePlus"):
         attach(object())
     with pytest.raises(ValueError, match="stream"):
         attach(scope.core, stream="two words")
-    endpoint = f"ipc://{tempfile.mkdtemp()}/nobody"
     attached = attach(scope.core.mda, endpoint)
     with pytest.raises(ValueError, match="attached already"):
         attach(scope.core, endpoint)
