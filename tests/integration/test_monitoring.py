@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
+import sqlite3
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -21,10 +25,13 @@ import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from integration.conftest import IMPATIENT, StartDaemon
+from integration.scanning import Pixels, assert_holds, endpoints, pictures, serpentine
+from integration.talking import PX_UM, SHAPE, Watcher, centre_um
 from tilecast.errors import ConfigError
 from tilecast.process import DaemonProcess
 from tilecast.service.config import load
 from tilecast_protocol.client import Client
+from tilecast_protocol.messages import DaemonHeartbeat
 from tilecast_protocol.publisher import Publisher
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
@@ -148,6 +155,87 @@ def test_a_disk_below_its_reserve_is_alive_and_not_ready(start_daemon: StartDaem
     assert (health["full_in_s"], health["forecast"]) == (0.0, "full")
 
 
+@contextmanager
+def written_by_another(folder: Path) -> Iterator[None]:
+    """Somebody's own tool keeps the store of a run locked for writing, so that no tile gets into it."""
+    with closing(sqlite3.connect(folder / "tiles.sqlite", isolation_level=None, timeout=PATIENCE_S)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+#: One item at a time goes from thread to thread: what cannot be written waits, and all behind it.
+SHORT_QUEUES = {"blend.queue_bytes": "1", "store.queue_bytes": "1"}
+
+
+def scan(publisher: Publisher, sent: Pixels, frames: range) -> None:
+    for frame in frames:
+        publisher.image(sent[frame], frame=frame, pos_um=centre_um(*serpentine(frame)))
+
+
+def begun(publisher: Publisher, daemon: DaemonProcess, sent: Pixels) -> str:
+    """A run whose first frame is in its mosaic."""
+    run = publisher.start("waits", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+    scan(publisher, sent, range(1))
+    publisher.flush()
+    until(lambda: scrape(daemon)[f"tilecast_run_placed_frames{{run={run}}}"] == 1, "the first frame is placed")
+    until(lambda: scrape(daemon)["tilecast_commits_total"] > 0, "and committed")
+    return run
+
+
+def test_who_asks_while_it_stops_is_told_and_what_waits_is_finished(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    daemon = start_daemon(**MONITORED)
+    sent = pictures(51, 12)
+    with (
+        Watcher(daemon.endpoints["notify"]) as watch,
+        Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as publisher,
+    ):
+        run = begun(publisher, daemon, sent)
+        with written_by_another(tmp_path / "runs" / run):
+            scan(publisher, sent, range(1, 12))
+            publisher.flush()
+            os.kill(daemon.pid, signal.SIGTERM)
+            daemon.wait_logged("stopping")
+            assert get(daemon, "/readyz") == (503, "the daemon is stopping\n")
+            assert get(daemon, "/healthz") == (200, "ok\n"), "it is alive, and is given time"
+            assert scrape(daemon)["tilecast_state{state=stopping}"] == 1
+        watch.until(lambda said: isinstance(said, DaemonHeartbeat) and said.state == "stopping", "its last words")
+    assert daemon.stop() == 0
+    assert_holds(tmp_path / "runs" / run, sent)
+
+
+def test_who_asks_while_it_catches_up_is_told_and_it_does(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    sent = pictures(52, 24)
+    with endpoints() as ends:
+        daemon = start_daemon(**MONITORED | ends)
+        with Publisher(ends["ingest.ack"], instrument="scope", stream="cam", timeout_s=PATIENCE_S) as publisher:
+            run = begun(publisher, daemon, sent)
+            with written_by_another(tmp_path / "runs" / run):
+                scan(publisher, sent, range(1, 20))
+                publisher.flush()
+                daemon.kill()
+                daemon = start_daemon(**MONITORED | ends | SHORT_QUEUES)
+                with Client(None, ends["query"], timeout_s=PATIENCE_S) as client, Watcher(ends["notify"]) as watch:
+                    assert get(daemon, "/readyz") == (503, "the daemon is catching-up\n")
+                    assert get(daemon, "/healthz") == (200, "ok\n")
+                    health = client.health()
+                    assert (health["state"], health["ready"]) == ("catching-up", False)
+                    assert health["no_start"] == ["the daemon is catching-up"]
+                    assert "the daemon is catching-up" in health["problems"]
+                    now = scrape(daemon)
+                    assert (now["tilecast_state{state=catching-up}"], now["tilecast_takes_start"]) == (1, 0)
+                    assert {beat.state for beat in watch.heard if isinstance(beat, DaemonHeartbeat)} == {"catching-up"}
+            until(lambda: get(daemon, "/readyz") == (200, "ok\n"), "it has caught up")
+            with Client(None, ends["query"]) as client:
+                health = client.health()
+            assert (health["state"], health["ready"], health["no_start"]) == ("ready", True, [])
+            scan(publisher, sent, range(20, 24))
+            publisher.end()
+            publisher.flush()
+        assert daemon.stop() == 0
+    assert_holds(tmp_path / "runs" / run, sent)
+
+
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -178,6 +266,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
         names |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
     return names
+
+
+def test_whatever_a_facility_asks_for_is_told(told: set[str]) -> None:
+    """Also what no panel shows."""
+    wanted = {"frames_total", "frame_bytes_total", "drops_total", "queue_bytes", "latency_seconds_bucket"}
+    wanted |= {"commits_total", "tiles_total", "disk_free_bytes", "disk_total_bytes", "resident_memory_bytes"}
+    wanted |= {"plugin_failures_total", "disk_full_in_seconds", "run_planned_frames", "run_placed_frames"}
+    assert {f"tilecast_{name}" for name in wanted} <= told
 
 
 def expressions(value: Any) -> list[str]:

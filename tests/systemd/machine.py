@@ -10,6 +10,7 @@ machine that is bare has none yet: only the libraries that tilecast needs, as an
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tilecast.service.warmup import cache_folders
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +88,30 @@ def why_not() -> str:
         return "no cgroup2 is mounted"
     done = subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
     return "" if done.returncode == 0 else f"namespaces cannot be made: {done.stderr.decode().strip()}"
+
+
+def compile_ahead() -> None:
+    """Have Python keep what it compiles of all that the machine will run, and numba its kernels, here on the host.
+
+    pip does the first for whoever installs tilecast. Where neither it nor anybody else has, each of the many programs
+    that a test runs in the machine, which sees the host's files and cannot write them, would take seconds to begin.
+    """
+    kept_elsewhere = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+    environ = {name: value for name, value in os.environ.items() if name not in kept_elsewhere}
+    subprocess.run([sys.executable, "-c", _IMPORT_ALL], env=environ, check=True, timeout=10 * PATIENCE_S)
+
+
+_IMPORT_ALL = """
+import contextlib, importlib, pkgutil
+import tilecast, tilecast_plugins.web, tilecast_protocol
+for package in (tilecast, tilecast_plugins.web, tilecast_protocol):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):  # of extras that are not here
+                importlib.import_module(module.name)
+import tilecast.service.warmup
+tilecast.service.warmup.warm_up()
+"""
 
 
 class Machine:
@@ -152,6 +179,21 @@ class Machine:
         path = self.path(inside)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    def put_kernels(self, inside: str) -> None:
+        """Put what the host has compiled where a tilecast in /opt/tilecast, of the very same sources, looks for it.
+
+        It belongs to whom the folders above belong to, or who is first to be given them.
+        """
+        above = next(path for path in self.path(inside).parents if path.exists()).stat()
+        for file in (file for folder in cache_folders() for file in folder.glob("*kernels.*.nb[ci]")):
+            package = "tilecast_protocol" if file.name.startswith("_pzf_kernels") else "tilecast"
+            source = f"/opt/tilecast/{SITE}/{package}"  # of which numba makes the name of a folder
+            folder = self.path(f"{inside}/{package}_{hashlib.sha1(source.encode()).hexdigest()}")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder)
+        for path in (self.path(inside), *self.path(inside).rglob("*")):
+            os.chown(path, above.st_uid, above.st_gid)
 
     def close(self) -> None:
         """End everything in it, at once."""

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 
 from integration.scanning import Pixels, assert_holds, pictures
-from systemd.machine import PATIENCE_S, PYTHON, ROOT, SITE, JournalReader, Machine, why_not
+from systemd.machine import PATIENCE_S, PYTHON, ROOT, SITE, JournalReader, Machine, compile_ahead, why_not
 from tilecast.service.fsck import check_run
 
 pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -95,12 +95,13 @@ def camera(machine: Machine, seed: int, port: int = 5570) -> Iterator[Camera]:
             process.kill()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def caches(request: pytest.FixtureRequest) -> Path:
     """What machines keep from one boot to the next."""
     if reason := why_not():
         pytest.skip(f"no systemd can be booted here: {reason}")
     assert request.config.cache is not None
+    compile_ahead()
     return Path(request.config.cache.mkdir("systemd-caches"))
 
 
@@ -244,6 +245,21 @@ def check_hardening(machine: Machine, unit: str = "tilecast.service") -> None:
     assert "0" not in status["Uid"].split()
 
 
+def check_priorities(machine: Machine) -> None:
+    """Acquisition goes before viewing, if memory is short as well as at the disk, in these very processes."""
+    for unit, adjustment, priority in (("tilecast", "-500", "prio 0"), ("tilecast-web", "500", "prio 7")):
+        pid = main_pid(machine, f"{unit}.service")
+        assert machine.run("cat", f"/proc/{pid}/oom_score_adj").strip() == adjustment
+        assert machine.run("ionice", "-p", str(pid)).strip() == f"best-effort: {priority}"
+
+
+def check_kernels_are_compiled_ahead(machine: Machine) -> None:
+    """They lie in the folder of caches, and the daemon, whose first frame would wait for them, has compiled none."""
+    kernels = machine.path("/var/cache/tilecast/numba").rglob("*.nbc")
+    assert {path.name.partition(".")[0] for path in kernels} == {"kernels", "_pzf_kernels"}
+    assert "Compiling" not in machine.run("journalctl", "--output=cat", "-u", "tilecast")
+
+
 def check_web_shares_the_group(machine: Machine, run: str) -> None:
     """The pages' user is another one, who reads all that a run is written into, by its group, and can write nothing."""
     said = machine.run("cat", f"/proc/{main_pid(machine, 'tilecast-web.service')}/status")
@@ -268,6 +284,8 @@ def test_a_life_of_the_service(machine: Machine, tmp_path: Path) -> None:
     check_units(machine)
     check_hardening(machine)
     check_hardening(machine, "tilecast-web.service")
+    check_priorities(machine)
+    check_kernels_are_compiled_ahead(machine)
     sent = pictures(7, 500)
     with (
         JournalReader(machine, "-u", "tilecast") as journal,
@@ -397,11 +415,71 @@ def wheel(folder: Path, version: str) -> Path:
 def pip_install(machine: Machine, file: Path, *options: str) -> None:
     """As a technician would; what tilecast needs is there already, because this machine reaches no index."""
     shutil.copy(file, machine.path(f"/root/{file.name}"))
-    machine.run("/opt/tilecast/bin/pip", "install", "--no-index", "--no-deps", *options, f"/root/{file.name}")
+    without = ("--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check")
+    machine.run("/opt/tilecast/bin/pip", "install", *without, *options, f"/root/{file.name}")
     for package in ("daemon/tilecast", "protocol/tilecast_protocol", "plugins/tilecast_plugins"):
         for source in (ROOT / package).rglob("*.py"):  # as old as they are: what they were compiled into still holds
             installed = machine.path(f"/opt/tilecast/{SITE}/{source.relative_to((ROOT / package).parent)}")
             os.utime(installed, ns=(source.stat().st_mtime_ns,) * 2)
+    packages = (f"/opt/tilecast/{SITE}/{package}" for package in ("tilecast", "tilecast_protocol", "tilecast_plugins"))
+    machine.run("/opt/tilecast/bin/python", "-m", "compileall", "-q", *packages)  # which pip was told to leave
+
+
+# ---- the page for technicians, as it is printed ----------------------------------------------------------------------
+
+PAGE = re.sub(r" \\\n +", " ", (ROOT / "systemd/README.md").read_text())
+
+
+def printed(command: str) -> tuple[str, ...]:
+    """The words of a command that technicians are told to type, letter by letter."""
+    assert re.search(rf"(^|`|&& ){re.escape(command)}( *#|$|`| &&)", PAGE, re.M), f"systemd/README.md has no {command}"
+    return tuple(command.split())
+
+
+def script(language: str) -> str:
+    """The first block of this language."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)
+    assert found is not None
+    return found[1]
+
+
+def walk_from_nothing_to_a_first_scan(machine: Machine, file: Path) -> None:
+    """What the page says, from a bare machine to a camera script and a look at all of it, in its order."""
+    pip, said = "/opt/tilecast/bin/pip install tilecast          # or the path of a checkout, or of a wheel", ""
+    lines = [line.partition("#")[0].strip() for line in script("sh").splitlines() if line != pip]
+    assert lines.pop(0) == "apt-get install python3-venv", "the host has it"
+    assert lines.pop(0) == "python3 -m venv /opt/tilecast"
+    machine.run(str(PYTHON), "-m", "venv", "/opt/tilecast")
+    machine.write(f"/opt/tilecast/{SITE}/libraries.pth", "/opt/site\n")
+    pip_install(machine, file)
+    machine.put_kernels("/var/cache/tilecast/numba")  # compiled once for all: that they can be is shown above
+    assert lines == [f"{TILECAST} install", f"{TILECAST} install --apply"]
+    for line in lines:
+        said += machine.run(*line.split())
+    assert "would: write /etc/systemd/system/tilecast.service" in said
+    assert "active (running)" in machine.run(*printed("systemctl status tilecast"))
+    printed("journalctl -u tilecast -f")
+    assert " ready " in machine.run("journalctl", "-u", "tilecast")
+
+    machine.write("/root/camera.py", script("python"))
+    machine.run("/opt/tilecast/bin/python", "/root/camera.py")
+    listing = printed(f"{TILECAST} runs --config {CONFIG}")
+    until(lambda: machine.run(*listing), lambda said: re.search(r"first light +ended .* 20 ", said))
+    about = machine.run(*printed(f"{TILECAST} info last --config {CONFIG}"))
+    run = re.search(r"^run +(\S+)$", about, re.M)
+    assert run is not None, about
+    printed("journalctl -o cat RUN=0190a1b2-…")
+    told = ("journalctl", "-o", "cat", f"RUN={run[1]}")
+    until(lambda: machine.run(*told), lambda said: "run started" in said and "run report" in said)
+    checked = machine.run(*printed(DOCTOR), code=None)
+    assert re.search(r"ok +daemon .*is ready", checked), checked
+    assert "State" in machine.run(*printed(f"{TILECAST} top --config {CONFIG}"))
+
+
+DOCTOR = (
+    "setpriv --reuid=tilecast --regid=tilecast --init-groups env NUMBA_CACHE_DIR=/var/cache/tilecast/numba "
+    f"{TILECAST} doctor --config {CONFIG} --shape 2048x2048 --dtype u2 --fps 20"
+)
 
 
 def as_scientist(machine: Machine, *command: str) -> str:
@@ -423,11 +501,8 @@ def start_manager_of_scientist(machine: Machine) -> None:
 @pytest.mark.timeout(900)
 def test_a_wheel_its_upgrade_and_a_user_without_root(bare: Machine, tmp_path: Path) -> None:
     machine = bare
-    machine.run(str(PYTHON), "-m", "venv", "/opt/tilecast")
-    machine.write(f"/opt/tilecast/{SITE}/libraries.pth", "/opt/site\n")
-    pip_install(machine, wheel(tmp_path, "0.1.90"))
+    walk_from_nothing_to_a_first_scan(machine, wheel(tmp_path, "0.1.90"))
     assert "0.1.90" in machine.run(TILECAST, "--version")
-    machine.run(TILECAST, "install", "--apply")
     assert "Nothing to do" in machine.run(TILECAST, "install")
     unit = machine.path("/etc/systemd/system/tilecast.service")
     assert "(tilecast 0.1.90)" in unit.read_text()
@@ -440,7 +515,7 @@ def test_a_wheel_its_upgrade_and_a_user_without_root(bare: Machine, tmp_path: Pa
         pip_install(machine, wheel(tmp_path, "0.1.91"), "--upgrade")
         assert main_pid(machine) == before, "the old one goes on meanwhile"
         scope.begin(20)
-        machine.run(TILECAST, "install", "--restart", "--apply")
+        machine.run(*printed(f"{TILECAST} install --restart --apply"))
         scope.sent()
         assert "(tilecast 0.1.91)" in unit.read_text()
         assert main_pid(machine) not in (0, before)
@@ -449,7 +524,7 @@ def test_a_wheel_its_upgrade_and_a_user_without_root(bare: Machine, tmp_path: Pa
     assert "Nothing to do" in machine.run(TILECAST, "install")
 
     # Taken away: what is left is the configuration, the runs, and the users.
-    machine.run(TILECAST, "uninstall", "--apply")
+    machine.run(*printed(f"{TILECAST} uninstall --apply"))
     assert "Nothing to do" in machine.run(TILECAST, "uninstall")
     left = machine.run("find", "/etc", "-name", "*tilecast*").split()
     assert sorted(left) == ["/etc/tilecast", CONFIG]
@@ -458,10 +533,12 @@ def test_a_wheel_its_upgrade_and_a_user_without_root(bare: Machine, tmp_path: Pa
 
     # For one user.
     start_manager_of_scientist(machine)
+    machine.put_kernels("/var/cache/scientist/tilecast/numba")
     as_scientist(machine, TILECAST, "install", "--user")
-    as_scientist(machine, TILECAST, "install", "--user", "--apply")
+    as_scientist(machine, *printed(f"{TILECAST} install --user --apply"))
     assert "Nothing to do" in as_scientist(machine, TILECAST, "install", "--user")
     assert as_scientist(machine, "systemctl", "--user", "is-active", "tilecast").strip() == "active"
+    as_scientist(machine, *printed("systemctl --user status tilecast"))
     assert as_scientist(machine, "systemd-analyze", "--user", "verify", "tilecast.service") == ""
     with camera(machine, 11) as scope:
         scope.send(40)

@@ -67,6 +67,24 @@ def test_an_instance_is_hardened_and_limited_as_the_only_daemon_is() -> None:
     assert differing <= set(OF_AN_INSTANCE)
 
 
+def test_acquisition_goes_before_viewing() -> None:
+    """Whatever is short: memory, processor, disk."""
+    daemon, web = dict(settings(UNITS / "tilecast.service")), dict(settings(UNITS / "tilecast-web.service"))
+    assert int(daemon["OOMScoreAdjust"]) < 0 < int(web["OOMScoreAdjust"])
+    for weight in ("CPUWeight", "IOWeight"):
+        assert int(daemon[weight]) > 100 > int(web[weight])
+    assert daemon["IOSchedulingClass"] == web["IOSchedulingClass"] == "best-effort"
+    assert int(daemon["IOSchedulingPriority"]) < int(web["IOSchedulingPriority"])
+    assert int(daemon.get("Nice", "0")) < int(web["Nice"])
+
+
+@pytest.mark.parametrize("path", SYSTEM, ids=lambda path: path.name)
+def test_what_compiled_code_forbids_is_off_with_its_reason(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    reason = lines[lines.index("MemoryDenyWriteExecute=no") - 1]
+    assert re.match(r"# .*kernels.* execut", reason), "why it is off"
+
+
 @pytest.mark.parametrize("path", [path for path in ALL if "web" not in path.name and "kernels" not in path.name])
 def test_memory_limits_are_in_step_with_the_budgets(path: Path) -> None:
     high, most = limits(load(environ={}))

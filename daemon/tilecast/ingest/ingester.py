@@ -926,7 +926,7 @@ class Ingester:
                 case Report(run, revision, report):
                     open_run = self._runs[run]
                     notice = _notice(open_run.start, "report", {"revision": revision, "report": report})
-                    log.info("run report", run=run, **_numbers(report))
+                    log.info("run report", run=run, name=open_run.start.name, **_numbers(report))
                     self._keep(open_run)
                     self._sink.marked(open_run, None, (revision, report), [notice])
                 case Notice(instrument, stream, run, kind, detail):
@@ -945,8 +945,13 @@ class Ingester:
     def _phase(self, effect: PhaseChange) -> None:
         run = self._runs[effect.run]
         self._keep(run)
-        detail: dict[str, Any] = {"name": run.start.name} if effect.phase is RunPhase.OPEN else {}
-        log.info(f"run {effect.kind}", run=effect.run, name=run.start.name)
+        detail: dict[str, Any] = {}
+        if effect.phase is RunPhase.OPEN:
+            start = run.start
+            detail["name"] = start.name
+            log.info("run started", run=run.run, name=start.name, stream=start.stream, shape=start.shape,
+                     dtype=start.dtype, planned=start.n_expected)  # fmt: skip
+        # How it ends is said by its report, with the numbers: one line each.
         self._sink.marked(run, effect.phase.value, None, [_notice(run.start, effect.kind, detail)])
 
     def _keep(self, run: OpenRun) -> None:

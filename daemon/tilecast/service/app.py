@@ -54,8 +54,6 @@ from tilecast.service.fsck import describe
 from tilecast.service.keeper import Keeper
 from tilecast.service.logging import configure, summarise_floods
 from tilecast.service.mender import Mender, make_room
-from tilecast.service.metrics import StatsCollector
-from tilecast.service.metrics_server import MetricsServer
 from tilecast.service.notify import Manager, Patience
 from tilecast.service.rates import Rates
 from tilecast.service.rebuild import rebuild_run
@@ -271,6 +269,10 @@ class Daemon:
         if not listen:
             yield
             return
+        # Where nobody monitors, nobody waits for the library.
+        from tilecast.service.metrics import StatsCollector
+        from tilecast.service.metrics_server import MetricsServer
+
         server = MetricsServer(
             listen,
             StatsCollector(self._config.instrument, version("tilecast"), stats=self.stats, health=self.health),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from tilecast.hookspecs import CalibrationError, Role, UnknownCalibrationError, hookimpl
@@ -40,7 +39,7 @@ def tilecast_find_calibration(name: str, role: Role, shape: tuple[int, int], fol
         )
     try:
         return _read_npy(found[0], shape) if found[0].suffix.lower() == ".npy" else _read_tiff(found[0], shape)
-    except (OSError, EOFError, ValueError, tifffile.TiffFileError) as exc:
+    except (OSError, EOFError, ValueError) as exc:
         raise CalibrationError(f"the {role} image {found[0]} cannot be read: {exc}") from exc
 
 
@@ -51,6 +50,8 @@ def _read_npy(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
 
 
 def _read_tiff(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
+    import tifffile  # a tenth of a second, which no start of a daemon need wait for
+
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         _check_shape(series.shape, shape)
