@@ -115,6 +115,16 @@ def examine(config: Config, camera: Camera | None) -> Iterator[Finding]:
             yield Finding(check=name, verdict=Verdict.FAIL, found=f"could not be checked: {error}")
 
 
+def _judged(check: str, verdict: Verdict, found: str, advice: str) -> Finding:
+    """A finding; there is nothing to be advised of what is in order."""
+    return Finding(check=check, verdict=verdict, found=found, advice="" if verdict is Verdict.OK else advice)
+
+
+def _needs_a_look(check: str, is_odd: bool, found: str, advice: str) -> Finding:
+    """The same, of what is no reason not to work."""
+    return _judged(check, Verdict.WARN if is_odd else Verdict.OK, found, advice)
+
+
 # ---- this program ----------------------------------------------------------------------------------------------------
 
 
@@ -123,8 +133,8 @@ def check_python(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
     found = f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}"
     wide = sys.maxsize > 1 << 32
     right = sys.version_info >= (3, 11) and platform.python_implementation() == "CPython" and wide
-    advice = "" if right else "install tilecast with a 64-bit CPython of version 3.11 or later"
-    yield Finding(check="Python", verdict=Verdict.OK if right else Verdict.FAIL, found=found, advice=advice)
+    advice = "install tilecast with a 64-bit CPython of version 3.11 or later"
+    yield _judged("Python", Verdict.OK if right else Verdict.FAIL, found, advice)
 
 
 def check_kernels(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
@@ -133,17 +143,18 @@ def check_kernels(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
     try:
         folders = cache_folders()
     except RuntimeError as error:
-        yield Finding(check="numba cache", verdict=Verdict.FAIL, found=str(error), advice=advice)
+        yield _judged("numba cache", Verdict.FAIL, str(error), advice)
         return
     shown = " and ".join(map(str, folders))
     closed = [path for path in folders if not _can_write(path)]
     if closed:
         found = f"{' and '.join(map(str, closed))} cannot be written: kernels are compiled anew at each start"
-        yield Finding(check="numba cache", verdict=Verdict.WARN, found=f"{found}, {ON_FIRST_USE}", advice=advice)
+        found += f", {ON_FIRST_USE}"
     else:
         compiled = sum(len(list(path.glob("*.nbc"))) for path in folders if path.is_dir())
         what = f"{compiled} compiled kernels in it" if compiled else f"empty: the first start takes {ON_FIRST_USE}"
-        yield Finding(check="numba cache", verdict=Verdict.OK, found=f"{shown} can be written; {what}")
+        found = f"{shown} can be written; {what}"
+    yield _needs_a_look("numba cache", bool(closed), found, advice)
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------------
@@ -210,7 +221,7 @@ def check_free_disk(config: Config, camera: Camera | None) -> Iterator[Finding]:
         found += f"; warnings below {format_bytes(warn)}, no run below {format_bytes(stop)}"
     verdict = Verdict.OK if room is Room.OK else Verdict.WARN if room is Room.WARN else Verdict.FAIL
     advice = "make room: `tilecast runs` lists what there is, `tilecast seal` drops recordings"
-    yield Finding(check="free disk", verdict=verdict, found=found, advice="" if room is Room.OK else advice)
+    yield _judged("free disk", verdict, found, advice)
 
 
 def check_disk_speed(config: Config, camera: Camera | None) -> Iterator[Finding]:
@@ -228,14 +239,11 @@ def check_disk_speed(config: Config, camera: Camera | None) -> Iterator[Finding]
         return
     needed_mb_s = _WRITTEN_PER_BYTE * camera.bytes_per_s / 1e6
     verdict = Verdict.OK if mb_s >= _SPARE * needed_mb_s else Verdict.WARN if mb_s >= needed_mb_s else Verdict.FAIL
-    advice = ""
-    if verdict is not Verdict.OK:
-        advice = "use a faster disk for store.path, or fewer frames; `tilecast bench --fps` measures the whole daemon"
-    yield Finding(
-        check="disk speed",
-        verdict=verdict,
-        found=f"{found}; this camera needs {needed_mb_s:.0f} MB/s (recording and tiles)",
-        advice=advice,
+    yield _judged(
+        "disk speed",
+        verdict,
+        f"{found}; this camera needs {needed_mb_s:.0f} MB/s (recording and tiles)",
+        "use a faster disk for store.path, or fewer frames; `tilecast bench --fps` measures the whole daemon",
     )
 
 
@@ -249,11 +257,8 @@ def check_memory(config: Config, _camera: Camera | None) -> Iterator[Finding]:
     total = int(psutil.virtual_memory().total)
     needed = sum(memory_needs(config).values())
     found = f"{format_bytes(total)}; the daemon may take {format_bytes(needed)} when all its budgets are used up"
-    if needed > total:
-        advice = "make blend.budget_bytes, blend.queue_bytes and viewers.unread_bytes_of_all smaller"
-        yield Finding(check="memory", verdict=Verdict.WARN, found=found, advice=advice)
-    else:
-        yield Finding(check="memory", verdict=Verdict.OK, found=found)
+    advice = "make blend.budget_bytes, blend.queue_bytes and viewers.unread_bytes_of_all smaller"
+    yield _needs_a_look("memory", needed > total, found, advice)
 
 
 def check_clock(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
@@ -263,17 +268,17 @@ def check_clock(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
         synchronised, error_s = clock_state()
     except OSError as error:
         found = f"the kernel does not tell whether the clock is synchronised: {error.strerror}"
-        yield Finding(check="clock", verdict=Verdict.WARN, found=found, advice=advice)
+        yield _needs_a_look("clock", True, found, advice)
         return
+    is_off = not synchronised or error_s > _MAX_CLOCK_ERROR_S
     if not synchronised:
         found = "the clock is not synchronised with any other"
-        yield Finding(check="clock", verdict=Verdict.WARN, found=found, advice=advice)
-    elif error_s > _MAX_CLOCK_ERROR_S:
+    elif is_off:
         found = f"the clock is synchronised, and may be wrong by {1e3 * error_s:.0f} ms"
-        yield Finding(check="clock", verdict=Verdict.WARN, found=found, advice="use a time server that is nearer")
+        advice = "use a time server that is nearer"
     else:
         found = f"the clock is synchronised, to {1e3 * error_s:.1f} ms or better"
-        yield Finding(check="clock", verdict=Verdict.OK, found=found)
+    yield _needs_a_look("clock", is_off, found, advice)
 
 
 def clock_state() -> tuple[bool, float]:
@@ -294,14 +299,11 @@ def check_socket_buffers(_config: Config, _camera: Camera | None) -> Iterator[Fi
         most = int(Path(f"/proc/sys/net/ipv4/{name}").read_text().split()[2])
         if most < _TCP_BUFFER_BYTES:
             small[f"net.ipv4.{name}"] = most
-    if small:
-        found = ", ".join(f"{name} allows {format_bytes(most)}" for name, most in small.items())
-        settings = "; ".join(f"sysctl -w {name}='4096 131072 {_TCP_BUFFER_BYTES}'" for name in small)
-        advice = f"frames that come over a network wait for it: {settings}"
-        yield Finding(check="socket buffers", verdict=Verdict.WARN, found=found, advice=advice)
-    else:
-        found = f"TCP connections may have {format_bytes(_TCP_BUFFER_BYTES)} and more in flight"
-        yield Finding(check="socket buffers", verdict=Verdict.OK, found=found)
+    found = ", ".join(f"{name} allows {format_bytes(most)}" for name, most in small.items())
+    settings = "; ".join(f"sysctl -w {name}='4096 131072 {_TCP_BUFFER_BYTES}'" for name in small)
+    advice = f"frames that come over a network wait for it: {settings}"
+    fine = f"TCP connections may have {format_bytes(_TCP_BUFFER_BYTES)} and more in flight"
+    yield _needs_a_look("socket buffers", bool(small), found or fine, advice)
 
 
 def check_open_files(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
@@ -310,7 +312,7 @@ def check_open_files(_config: Config, _camera: Camera | None) -> Iterator[Findin
     found = f"{soft} may be open (at most {hard})"
     advice = "ulimit -n 4096, or LimitNOFILE=4096 in the unit: each run takes about 15, each viewer one or two"
     verdict = Verdict.FAIL if soft < _TOO_FEW_FILES else Verdict.WARN if soft < _FILES else Verdict.OK
-    yield Finding(check="open files", verdict=verdict, found=found, advice="" if verdict is Verdict.OK else advice)
+    yield _judged("open files", verdict, found, advice)
 
 
 # ---- the daemon ------------------------------------------------------------------------------------------------------

@@ -38,10 +38,8 @@ from tilecast.store.lock import LOCK_NAME, RunLock
 from tilecast.store.sqlite_connection import (
     TILES_NAME,
     StoreConnection,
-    check_version,
-    connect,
     explained,
-    has_run,
+    open_for_reading,
     sync_folder,
     tile_file_path,
     wal_path,
@@ -165,13 +163,9 @@ def reading_store(folder: Path) -> Iterator[Store | None]:
         return
     before = _as_it_lies(path)
     with contextlib.ExitStack() as last, explained(path, "read it"):
-        # Without a log nobody writes it, and SQLite would have to make one to read it the usual way.
         is_closed = before is not None
-        connection = connect(path, "ro&immutable=1" if is_closed else "ro", cache_kib=_CACHE_KIB)
+        connection = open_for_reading(path, as_it_lies=is_closed, cache_kib=_CACHE_KIB)
         last.callback(connection.close)
-        check_version(connection, path, for_reading=True)
-        if not has_run(connection):
-            raise StoreError(f"{path} is being made, or its making was cut short; look again in a moment")
         tile_file = tile_file_path(connection, folder)
         try:
             tile_fd = os.open(tile_file, os.O_RDONLY | os.O_CLOEXEC)

@@ -17,7 +17,7 @@ from pathlib import Path
 from tilecast.errors import StoreError, StoreOutdatedError, StoreTooNewError
 from tilecast.store.migrations import APPLICATION_ID, SCHEMA_VERSION, schema_version
 from tilecast.store.tile_file import TileFileReader, is_name
-from tilecast.store.tile_store import StoreBusyError, StoreDamagedError, StoreFullError
+from tilecast.store.tile_store import StoreBusyError, StoreDamagedError, StoreFullError, StoreUnfinishedError
 
 #: Name of the tiles' file in a run's folder.
 TILES_NAME = "tiles.sqlite"
@@ -79,6 +79,42 @@ def connect(path: Path, mode: str, *, cache_kib: int, shared: bool = False) -> S
         connection.close()
         raise
     return connection
+
+
+def open_for_reading(path: Path, *, as_it_lies: bool, cache_kib: int, shared: bool = False) -> StoreConnection:
+    """A connection to a finished store, which cannot write.
+
+    Parameters
+    ----------
+    path : Path
+    as_it_lies : bool
+        Nobody writes it, and there is no log beside it: SQLite need not make one to read it.
+    cache_kib, shared
+        As of `connect`.
+
+    Raises
+    ------
+    StoreUnfinishedError
+        If it is being made, or the making of it was cut short.
+    StoreError
+        If this program cannot read it.
+    """
+    connection = connect(path, "ro&immutable=1" if as_it_lies else "ro", cache_kib=cache_kib, shared=shared)
+    try:
+        check_version(connection, path, for_reading=True)
+        if not has_run(connection):
+            raise unfinished(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def unfinished(path: Path) -> StoreUnfinishedError:
+    """What to say of a store without its run."""
+    return StoreUnfinishedError(
+        f"{path} holds no run: it is being made, or its making was cut short; `tilecast rebuild` makes it anew"
+    )
 
 
 def tile_file_path(connection: sqlite3.Connection, folder: Path) -> Path:

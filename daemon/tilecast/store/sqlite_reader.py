@@ -29,10 +29,8 @@ from tilecast.store.sqlite_check import BadTile, contradictions, damaged_tiles, 
 from tilecast.store.sqlite_connection import (
     TILES_NAME,
     StoreConnection,
-    check_version,
-    connect,
     explained,
-    has_run,
+    open_for_reading,
     tile_file_path,
     wal_path,
 )
@@ -381,18 +379,7 @@ class SqliteReader(SqliteReads):
         return _Identity(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
     def _connect(self, identity: _Identity) -> StoreConnection:
-        mode = "ro&immutable=1" if identity.immutable else "ro"
-        connection = connect(self._path, mode, cache_kib=_CACHE_KIB, shared=True)
-        try:
-            check_version(connection, self._path, for_reading=True)
-            if not has_run(connection):
-                raise StoreUnfinishedError(
-                    f"{self._path} holds no run: its making was cut short; `tilecast rebuild` makes it anew"
-                )
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return open_for_reading(self._path, as_it_lies=identity.immutable, cache_kib=_CACHE_KIB, shared=True)
 
     def _borrow(self, identity: _Identity) -> StoreConnection | None:
         stale = []

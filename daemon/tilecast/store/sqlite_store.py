@@ -57,6 +57,7 @@ from tilecast.store.sqlite_connection import (
     has_run,
     sync_folder,
     tile_file_path,
+    unfinished,
 )
 from tilecast.store.sqlite_reader import SqliteReads, heads, plane_number
 from tilecast.store.tile_file import Extent, TileFile, blob_crc32, new_name
@@ -65,7 +66,6 @@ from tilecast.store.tile_store import (
     CommitResult,
     NewRun,
     StoreDamagedError,
-    StoreUnfinishedError,
     TileRow,
     TileStore,
     check_commit,
@@ -223,9 +223,7 @@ class SqliteStore(SqliteReads, TileStore):
                 if schema_version(connection) < SCHEMA_VERSION:
                     migrate(connection)
                 if new is None and not has_run(connection):
-                    raise StoreUnfinishedError(
-                        f"{path} holds no run: its making was cut short; `tilecast rebuild` makes it anew"
-                    )
+                    raise unfinished(path)
                 if new is not None:
                     tile_file = TileFile(path.with_name(new_name()), create=True)
                     sync_folder(path.parent)
