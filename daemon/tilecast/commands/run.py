@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -48,14 +51,18 @@ def command(invocation: Invocation, until_eof: bool) -> None:
 
 
 def _load(invocation: Invocation, *, until_eof: bool) -> Daemon:
-    """The daemon, with everything loaded that it will need."""
+    """The daemon, with everything loaded that it will need.
+
+    Kernels that are compiled are loaded by a thread meanwhile, which does not need the interpreter all the time. numba is
+    imported before: what two threads import at once they may find half made.
+    """
+    with _without("rich"):  # structlog would draw tracebacks with it; ours are plain
+        import structlog  # noqa: F401
     from tilecast.service.allocator import keep_freed_memory
-    from tilecast.service.app import Daemon
     from tilecast.service.config import load
     from tilecast.service.logging import configure
     from tilecast.service.notify import Manager, Patience
-    from tilecast.service.settings import load_plugins
-    from tilecast.service.warmup import warm_up
+    from tilecast.service.warmup import is_compiled, warm_up
 
     config = invocation.config
     configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
@@ -66,14 +73,35 @@ def _load(invocation: Invocation, *, until_eof: bool) -> Daemon:
     keep_freed_memory()
     # Kernels let go of the interpreter's lock and want it back at once: not after the 5 ms that others may keep it.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    modes = sorted({"feather", config.blend.mode})
     with Patience(manager, lambda: "loading kernels; on first use they are compiled"):
-        warm_up(modes=sorted({"feather", config.blend.mode}))
+        if not is_compiled():
+            warm_up(modes=modes)  # by the thread that Ctrl-C ends: it may take a minute
+        with ThreadPoolExecutor(1, "tilecast-warm-up") as beside:
+            kernels = beside.submit(warm_up, modes=modes)
+            from tilecast.service.app import Daemon
+            from tilecast.service.settings import load_plugins
+
+            kernels.result()
     return Daemon(
         config,
         load_plugins(config),
         reload_config=lambda: load(invocation.config_file, invocation.overrides),
         manager=manager,
     )
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Within it a library that others only would like to have is not there; it need not be imported for them."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # how importlib is told that there is none
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _end_with_stdin() -> None:

@@ -40,7 +40,7 @@ def warm_up(dtypes: Iterable[str] = ("|u1", "<u2", "<f4"), modes: Iterable[str] 
     began = time.monotonic()
     show: _Bar | None = None
     codec, blending = _codec(), _blending(dtypes, modes)
-    is_new = not _is_compiled()
+    is_new = not is_compiled()
     with _compiled_elsewhere(is_new and bool(blending)) as wait:
         kernels = [*blending, wait, *codec]
         try:
@@ -82,8 +82,8 @@ def _folders(module: ModuleType) -> set[Path]:
     return {Path(path) for path in paths if path}
 
 
-def _is_compiled() -> bool:
-    """Whether kernels of both kinds were compiled since their sources were last changed."""
+def is_compiled() -> bool:
+    """Whether kernels of both kinds were compiled since their sources were last changed. Imports numba, and them."""
 
     def newest(module: ModuleType) -> float:
         indices = (

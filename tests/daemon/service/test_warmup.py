@@ -17,7 +17,7 @@ WARM_UP = [sys.executable, "-m", "tilecast.service.warmup"]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_first_time_everything_is_compiled_and_the_second_time_it_is_there(
+def test_the_first_time_everythingis_compiled_and_the_second_time_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
@@ -37,12 +37,12 @@ def test_the_first_time_everything_is_compiled_and_the_second_time_it_is_there(
     assert after == compiled, "nothing was compiled again"
 
 
-def test_a_source_that_has_changed_since_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_has_changed_sinceis_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     from tilecast import kernels
     from tilecast.service import warmup
 
     warmup.warm_up()
-    assert warmup._is_compiled()
+    assert warmup.is_compiled()
     [folder, *_] = warmup._folders(kernels)
     newest = max(path.stat().st_mtime for path in folder.glob("kernels.*.nbi"))
     stat = Path.stat
@@ -56,4 +56,4 @@ def test_a_source_that_has_changed_since_is_compiled_anew(monkeypatch: pytest.Mo
         return found
 
     monkeypatch.setattr(Path, "stat", later)
-    assert not warmup._is_compiled()
+    assert not warmup.is_compiled()
