@@ -40,10 +40,11 @@ def command(invocation: Invocation, form: str | None) -> None:
         return
     screen = console()
     with_help = screen.width >= 160  # narrower, it would push everything else apart
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("option", "value", "unit"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("from", overflow="fold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("option", no_wrap=True)
+    table.add_column("value", overflow="fold", min_width=22)  # an endpoint
+    table.add_column("unit", max_width=8)
+    table.add_column("from", overflow="fold", min_width=len("default"))
     for info in options.options():
         source = config.provenance[info.name]
         cells = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tilecast.commands._words import describe_report
 from tilecast.commands.common import Invocation, find_run, format_bytes, format_time, tilecast_command
 
 
@@ -71,8 +72,10 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
     facts["mosaic"] = f"{width} × {height} px, columns {bbox.col0} to {bbox.col1}, rows {bbox.row0} to {bbox.row1}"
     if px_um:
         facts["mosaic"] += f"; {width * px_um[0] / 1000:.3g} × {height * px_um[1] / 1000:.3g} mm"
-    order = ("run", "name", "folder", "state", "created", "updated", "instrument", "stream", "mosaic")
-    ordered = [*order, *(key for key in facts if key not in order)]
+    if info.report:
+        facts["frames"] = describe_report(info.report)
+    order = ("run", "name", "folder", "state", "created", "updated", "instrument", "stream", "mosaic", "frames")
+    ordered = [*(key for key in order if key in facts), *(key for key in facts if key not in order)]
     for line in describe({key: facts[key] for key in ordered}):
         click.echo(line)
 

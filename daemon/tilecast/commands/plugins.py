@@ -37,10 +37,15 @@ def command(invocation: Invocation, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"daemon": is_running, "plugins": rows}, indent=1))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("plugin", "version", "state", "hook", "calls", "ms/call", "cpu ms/call", "failures"):
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    words = ("plugin", "version", "state", "hook")
+    for heading in (*words, "calls", "ms each", "cpu ms", "failed"):
+        # Names are read as a whole; on a narrow terminal versions and states get several lines.
         table.add_column(
-            heading, overflow="fold", justify="left" if heading in ("plugin", "state", "hook") else "right"
+            heading,
+            no_wrap=heading not in ("version", "state"),
+            min_width=len("tilecast") if heading == "version" else None,
+            justify="left" if heading in words else "right",
         )
     for row in rows:
         about = [row["name"], f"{row['package']} {row['version']}".strip(), Text(row["state"], style=_style(row))]
@@ -112,7 +117,7 @@ def _cells(cost: Mapping[str, Any]) -> list[str]:
         return []
     n_calls = cost["n_calls"]
     each = [f"{1e3 * cost[name] / n_calls:.3g}" if n_calls else "" for name in ("seconds", "cpu_s") if name in cost]
-    return [cost["hook"], str(n_calls), *(each or ["", ""]), str(cost["n_failures"] or "")]
+    return [cost["hook"].removeprefix("tilecast_"), str(n_calls), *(each or ["", ""]), str(cost["n_failures"] or "")]
 
 
 def _stats(config: Config) -> tuple[Mapping[str, Any], bool]:

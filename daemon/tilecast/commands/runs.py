@@ -168,9 +168,10 @@ def _show(runs: Iterable[Listed]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("run", "name", "state", "started", box=None, pad_edge=False, header_style="bold")
-    for heading in ("frames", "mosaic px", "disk"):
-        table.add_column(heading, justify="right")
+    # On a narrow terminal it is the name that gets several lines.
+    table = Table("run", "name", box=None, pad_edge=False, header_style="bold")
+    for heading in ("state", "started", "frames", "mosaic px", "disk"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("state", "started") else "right")
     for run in runs:
         found, disk = run.found, format_bytes(run.nbytes)
         if found.info is None:
@@ -182,7 +183,7 @@ def _show(runs: Iterable[Listed]) -> None:
             found.run[:8],
             Text(found.info.name),
             Text(found.info.state, style="green" if found.info.state == "open" else ""),
-            format_time(found.info.created_ns),
+            format_time(found.info.created_ns).rpartition(":")[0],  # to the minute
             str(found.info.n_placements),
             f"{bbox.col1 - bbox.col0} × {bbox.row1 - bbox.row0}",
             disk,

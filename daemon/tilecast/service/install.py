@@ -323,8 +323,11 @@ class Installation:
             yield Step(f"{' '.join(command)} {path}", lambda: _run(*command, str(path)))
 
     def _active(self) -> set[str]:
-        """Our services that run."""
-        _, said = self._systemctl("list-units", "--state=active", "--plain", "--no-legend", "tilecast*.service")
+        """Our services that run; ConfigError if there is no service manager to ask."""
+        code, said = self._systemctl("list-units", "--state=active", "--plain", "--no-legend", "tilecast*.service")
+        if code:
+            whose = "yours: log in as yourself, or loginctl enable-linger" if self._place.is_user else "this machine"
+            raise ConfigError(f"systemctl says {said.strip()!r}: there is no service manager of {whose}")
         return {line.split()[0] for line in said.splitlines() if line.strip()} - {"tilecast-kernels.service"}
 
     def _is(self, question: str, unit: str) -> bool:

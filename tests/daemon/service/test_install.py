@@ -157,6 +157,16 @@ def test_without_systemd_there_is_nothing_to_install(place: Place) -> None:
         Installation(place, lambda *_: (127, "there is no systemctl")).systemd_version()
 
 
+def test_without_a_service_manager_of_ones_own_it_says_so(place: Place, systemctl: Systemctl) -> None:
+    def nobody_listens(*arguments: str) -> tuple[int, str]:
+        return (
+            systemctl(*arguments) if arguments == ("--version",) else (1, "Failed to connect to bus: No medium found")
+        )
+
+    with pytest.raises(ConfigError, match="Failed to connect to bus.*of yours: log in"):
+        Installation(place, nobody_listens).steps(Wishes())
+
+
 def test_an_environment_that_services_cannot_see_is_refused(tmp_path: Path) -> None:
     assert unreadable([tmp_path]) == [f"{tmp_path.resolve()} is hidden from services"]
     assert unreadable([Path("/usr/bin/env")]) == []
