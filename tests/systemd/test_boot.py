@@ -247,7 +247,7 @@ def check_hardening(machine: Machine, unit: str = "tilecast.service") -> None:
 
 def check_priorities(machine: Machine) -> None:
     """Acquisition goes before viewing, if memory is short as well as at the disk, in these very processes."""
-    # A host that is a container itself may not let anybody be spared; the daemon is spared before the pages all the same.
+    # A host that is a container itself may let nobody be spared; the daemon comes before the pages all the same.
     lower = ["sh", "-c", "echo -500 > /proc/self/oom_score_adj"]
     spared = "-500" if subprocess.run(lower, check=False, capture_output=True).returncode == 0 else "0"
     for unit, adjustment, priority in (("tilecast", spared, "prio 0"), ("tilecast-web", "500", "prio 7")):

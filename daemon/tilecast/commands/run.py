@@ -53,8 +53,8 @@ def command(invocation: Invocation, until_eof: bool) -> None:
 def _load(invocation: Invocation, *, until_eof: bool) -> Daemon:
     """The daemon, with everything loaded that it will need.
 
-    Kernels that are compiled are loaded by a thread meanwhile, which does not need the interpreter all the time. numba is
-    imported before: what two threads import at once they may find half made.
+    Kernels that are compiled are loaded by a thread meanwhile, which does not need the interpreter all the time. numba
+    is imported before: what two threads import at once they may find half made.
     """
     with _without("rich"):  # structlog would draw tracebacks with it; ours are plain
         import structlog  # noqa: F401
