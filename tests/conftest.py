@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from faults.nursery import Nursery
 
 # Kernels are compiled inside the first example, and the machines are noisy: a deadline would test the machine.
 settings.register_profile("tilecast", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -55,3 +58,10 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared scans are not beside this checkout (../shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Forks processes; ended after the last test."""
+    with tempfile.TemporaryDirectory(prefix="tilecast-") as folder, Nursery(Path(folder)) as made:
+        yield made

@@ -1,21 +1,10 @@
-"""One nursery for all tests that end processes before their time."""
+"""For tests that need a disk which fails."""
 
 from __future__ import annotations
-
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from faults.nursery import Nursery
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    """Forks processes; ended after the last test."""
-    with tempfile.TemporaryDirectory(prefix="tilecast-") as folder, Nursery(Path(folder)) as made:
-        yield made
 
 
 @pytest.fixture
