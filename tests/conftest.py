@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 
 from faults.nursery import Nursery
 
+pytest_plugins = ["tilecast.testing.fixtures"]
+
 # Kernels are compiled inside the first example, and the machines are noisy: a deadline would test the machine.
 settings.register_profile("tilecast", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tilecast")
@@ -58,6 +60,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared scans are not beside this checkout (../shared/data)")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's time begins when the nursery is there: where kernels are not in the cache yet, it compiles them."""
+    for item in items:
+        if "nursery" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(func_only=True))
 
 
 @pytest.fixture(scope="session")

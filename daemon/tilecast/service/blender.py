@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ from tilecast.histogram import Histogram
 from tilecast.pyramid import Pyramid, PyramidSettings, PyramidStats, RenderedTile
 from tilecast.queues import ByteQueue
 from tilecast.service.committer import Closed, Marked, Opened, Rendered, StoreItem, refuse, stuck_notice
-from tilecast.service.runs import Run
+from tilecast.service.frame_images import placements_of
+from tilecast.service.runs import Run, image_pixels
 from tilecast.store.coverage import coverage_unpack
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import TileReader
@@ -235,6 +236,7 @@ class Blender:
             "n_frames": self.n_frames,
             "blend_s": self.blend_s,
             "render_s": self.render_s,
+            "clipped": {run: list(mosaic.run.images.n_clipped) for run, mosaic in list(self._mosaics.items())},
             "pyramids": {run: asdict(stats) for run, stats in list(self._pyramid_stats.items())},
         }
 
@@ -338,10 +340,11 @@ class Blender:
         mosaic.used_at = began = time.monotonic()
         try:
             pyramid = self._pyramid(mosaic)
-            pixels = self._pixels(mosaic, item)
-            if pixels is None:
+            images = self._images(mosaic, item)
+            if images is None:
                 return
-            pyramid.add(item.placement, pixels)
+            for placement, pixels in zip(placements_of(item.placement, run.images.views), images, strict=True):
+                pyramid.add(placement, pixels)
         except (TilecastError, OSError, ValueError) as error:
             self._give_up(mosaic, error)
             return
@@ -355,21 +358,22 @@ class Blender:
         mosaic.ticket = max(mosaic.ticket, item.ticket)
         self._pyramid_stats[run.run] = pyramid.stats()
 
-    def _pixels(self, mosaic: _Mosaic, item: Placed) -> NDArray[Any] | None:
-        """The calibrated pixels of a frame; None if they are lost, or not needed."""
+    def _images(self, mosaic: _Mosaic, item: Placed) -> Sequence[NDArray[Any]] | None:
+        """What a frame becomes: calibrated, one image for each view; None if it is lost, or not needed."""
         run = mosaic.run
         if item.pixels is not None:
-            return run.calibrated(item.pixels)
+            return run.images.of(item.pixels)
         if mosaic.reader is not None and mosaic.reader.has_placement(*item.placement.id):
             return None  # a rebuild found it in the journal, too
         try:
-            return run.load(item.placement)
+            pixels = image_pixels(run.journal, item.placement.index, run.start)
         except (JournalError, PZFError) as error:
             frame = item.placement.frame
             log.error("a frame cannot be blended: its recording is damaged", run=run.run, frame=frame, why=str(error))
             detail = {"what": "damaged", "frames": [[frame, frame]], "n": 1, "message": str(error)}
             self._hand_on(Marked(run, notices=[run.notice("warning", detail)]))
             return None
+        return run.images.of(pixels)
 
     def _flush_due(self) -> None:
         now = time.monotonic()

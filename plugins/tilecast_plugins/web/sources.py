@@ -19,7 +19,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,23 +30,26 @@ from tilecast.reading import (
     Canvas,
     PlaneKey,
     Rect,
+    RunFacts,
     RunInfo,
+    RunList,
     StoreError,
     TileKey,
     TileReader,
     coverage_bits,
     folder_nbytes,
-    list_runs,
     run_folder,
     shared_readers,
-    union_of,
 )
-from tilecast_protocol.client import Client
+from tilecast_protocol.client import Client, PlacedFrame
 from tilecast_protocol.errors import DisconnectedError, QueryError
 from tilecast_protocol.queries import COMMANDS, Reply
 
 PAGE = 4000
 """Most tiles or frames that one answer names."""
+
+MAX_CHANNELS: Final = 256
+"""Most channels that a viewer is told of: as many as a `start` may name."""
 
 _ASK_S: Final = 3.0  # how long a question to the daemon may take
 _ORDER_S: Final = 60.0
@@ -89,22 +92,6 @@ class Changed(NamedTuple):
     more: bool
 
 
-class PlacedFrame(NamedTuple):
-    """Where a frame lies, level-0 pixels."""
-
-    frame: int
-    view: int
-    t: int
-    c: int
-    z: int
-    row: int
-    col: int
-    height: int
-    width: int
-    source: str
-    rev: int
-
-
 class UnreadableRun(NamedTuple):
     """A run whose mosaic cannot be read at the moment, and why."""
 
@@ -114,56 +101,24 @@ class UnreadableRun(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(RunFacts):
     """What the gateway knows of a run at one instant.
 
     Attributes
     ----------
-    run, name, instrument, stream, state : str
-    epoch, rev : int
-        The history it belongs to, and its last commit.
-    levels : int
-        Levels in the store; 0 before the first commit.
     tile_size : int
         Edge of a tile, pixels.
     dtype : dtype
-    bboxes : dict of PlaneKey to Rect
-        What is covered, level-0 pixels.
-    canvas : Canvas or None
-        What viewers with non-negative indices are shown; None before the first commit.
-    start, settings : dict
-        The `start` message, and what it was resolved to.
-    created_ns : int
-        UTC.
+    start : dict
+        The `start` message.
     n_frames : int
         Frames in the mosaic.
-    report : dict or None
-        The last run report, and in `revision` its number.
     """
 
-    run: str
-    name: str
-    instrument: str
-    stream: str
-    state: str
-    epoch: int
-    rev: int
-    levels: int
     tile_size: int
     dtype: np.dtype[Any]
-    bboxes: dict[PlaneKey, Rect]
-    canvas: Canvas | None
     start: dict[str, Any]
-    settings: dict[str, Any]
-    created_ns: int
     n_frames: int
-    report: dict[str, Any] | None
-    revision: int
-
-    @property
-    def bbox(self) -> Rect:
-        """What all planes cover together, level-0 pixels."""
-        return union_of(self.bboxes.values())
 
     @property
     def pixel_size_um(self) -> tuple[float, float]:
@@ -213,10 +168,18 @@ class Run:
 
     @property
     def channels(self) -> list[dict[str, Any]]:
-        """For each channel what `start` said of it: name, color, emission_nm; at least a name."""
-        given = list(self.start.get("channels") or [])
-        given += [{} for _ in range(self.n_channels - len(given))]
-        return [{"name": f"channel {number}"} | channel for number, channel in enumerate(given)]
+        """The channels that there are, or that `start` named or planned: number `c`, `name`, and what `start` said.
+
+        At most `MAX_CHANNELS`, the first ones: neither one frame with a huge number nor thousands of channels make a
+        long list.
+        """
+        given = list(self.start.get("channels") or [])[:MAX_CHANNELS]
+        planned = int((self.start.get("planes") or {}).get("c", 1))
+        numbers = {0, *range(max(len(given), min(planned, MAX_CHANNELS))), *(plane.c for plane in self.bboxes)}
+        return [
+            {"name": f"channel {c}"} | (given[c] if c < len(given) else {}) | {"c": c}
+            for c in sorted(numbers)[:MAX_CHANNELS]
+        ]
 
 
 class Source(abc.ABC):
@@ -298,11 +261,12 @@ class LocalSource(Source):
     def __init__(self, root: Path, query: str | None = None) -> None:
         super().__init__(query)
         self._root = root
+        self._list = RunList(root)
         self._readers = shared_readers(root)
 
     def runs(self) -> list[Run | UnreadableRun]:
         found: list[Run | UnreadableRun] = []
-        for entry in reversed(list_runs(self._root)):
+        for entry in reversed(self._list.runs()):
             if entry.info is None:
                 found.append(UnreadableRun(entry.run, "making" if entry.making else "damaged", entry.error))
             else:
@@ -342,21 +306,7 @@ class LocalSource(Source):
     def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
         with self._reading(run) as reader:
             rows = list(islice(reader.placements(since), limit + 1))
-        placed = [
-            PlacedFrame(
-                placement.frame,
-                placement.view,
-                *placement.plane,
-                placement.row,
-                placement.col,
-                placement.height,
-                placement.width,
-                placement.source,
-                rev,
-            )
-            for placement, rev in rows[:limit]
-        ]
-        return placed, len(rows) > limit
+        return [PlacedFrame._make(row.told) for row in rows[:limit]], len(rows) > limit
 
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
         with self._reading(run) as reader:
@@ -395,15 +345,22 @@ class RemoteSource(Source):
 
     def __init__(self, query: str) -> None:
         super().__init__(query)
+        self._listed: dict[str, tuple[dict[str, Any], Run]] = {}
 
     def runs(self) -> list[Run | UnreadableRun]:
         found: list[Run | UnreadableRun] = []
+        listed = {}
         for row in self.ask("runs")["runs"]:
             if "epoch" not in row:
                 found.append(UnreadableRun(row["run"], str(row.get("state")), str(row.get("error", ""))))
-            else:
-                with contextlib.suppress(UnknownRunError):  # deleted this moment
-                    found.append(self.info(row["run"]))
+                continue
+            with contextlib.suppress(UnknownRunError):  # deleted this moment
+                run = row["run"]
+                before = self._listed.get(run)
+                one = before[1] if before is not None and before[0] == row else self.info(run)
+                listed[run] = row, one
+                found.append(one)
+        self._listed = listed
         return sorted(found, key=lambda one: -one.created_ns if isinstance(one, Run) else 0)
 
     def info(self, run: str) -> Run:
@@ -452,9 +409,7 @@ class RemoteSource(Source):
 
     def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
         answer = self._asked("placements", run=run, since=since, limit=limit)
-        # The daemon's rows have the image's number in the journal before the rev.
-        placed = [PlacedFrame._make([*row[:10], row[11]]) for row in answer["placements"]]
-        return placed, bool(answer["more"])
+        return [PlacedFrame._make(row) for row in answer["placements"]], bool(answer["more"])
 
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:  # noqa: ARG002  (nobody can be asked)
         self.info(run)
@@ -519,22 +474,9 @@ class _Clients:
 def _run_of(info: RunInfo) -> Run:
     start = info.header
     return Run(
-        run=info.run,
-        name=info.name,
-        instrument=info.instrument,
-        stream=info.stream,
-        state=info.state,
-        epoch=info.epoch,
-        rev=info.rev,
-        levels=info.levels,
+        **{one.name: getattr(info, one.name) for one in fields(RunFacts)},
         tile_size=int(info.settings["tile_size"]),
         dtype=np.dtype(start["dtype"]),
-        bboxes=info.bboxes,
-        canvas=info.canvas,
         start=start,
-        settings=info.settings,
-        created_ns=info.created_ns,
         n_frames=info.n_placements,
-        report=info.report,
-        revision=info.revision,
     )
