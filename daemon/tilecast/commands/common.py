@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +42,14 @@ class Invocation:
 
             self._config = load(self.config_file, self.overrides)
         return self._config
+
+    def find_run(self, text: str, *, readable: bool = True) -> FoundRun:
+        """The run that a person means, as `find_run`, among the configured ones: for the commands of plugins."""
+        return find_run(self.config.store.path, text, readable=readable)
+
+    def stages_of_progress(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
+        """A progress bar, as `stages_of_progress`: for the commands of plugins."""
+        return stages_of_progress()
 
 
 pass_invocation = click.make_pass_decorator(Invocation, ensure=True)

@@ -19,7 +19,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,7 +29,6 @@ from tilecast.reading import (
     Canvas,
     PlaneKey,
     Rect,
-    RunInfo,
     StoreError,
     TileKey,
     TileReader,
@@ -39,8 +37,8 @@ from tilecast.reading import (
     list_runs,
     run_folder,
     shared_readers,
-    union_of,
 )
+from tilecast_plugins.run import Blob, Run
 from tilecast_protocol.client import Client
 from tilecast_protocol.errors import DisconnectedError, QueryError
 from tilecast_protocol.queries import COMMANDS, Reply
@@ -59,23 +57,6 @@ class UnknownRunError(LookupError):
 
 class NoDaemonError(RuntimeError):
     """What was asked needs the daemon, and the gateway was not told where it is."""
-
-
-class Blob(NamedTuple):
-    """A tile as stored.
-
-    Attributes
-    ----------
-    pzf : bytes
-    rev : int
-        The commit that last wrote it.
-    bits : bytes or None
-        Which pixels are covered: a bit each, row-major, packed; None where all are.
-    """
-
-    pzf: bytes
-    rev: int
-    bits: bytes | None
 
 
 class Changed(NamedTuple):
@@ -111,112 +92,6 @@ class UnreadableRun(NamedTuple):
     run: str
     state: str
     error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What the gateway knows of a run at one instant.
-
-    Attributes
-    ----------
-    run, name, instrument, stream, state : str
-    epoch, rev : int
-        The history it belongs to, and its last commit.
-    levels : int
-        Levels in the store; 0 before the first commit.
-    tile_size : int
-        Edge of a tile, pixels.
-    dtype : dtype
-    bboxes : dict of PlaneKey to Rect
-        What is covered, level-0 pixels.
-    canvas : Canvas or None
-        What viewers with non-negative indices are shown; None before the first commit.
-    start, settings : dict
-        The `start` message, and what it was resolved to.
-    created_ns : int
-        UTC.
-    n_frames : int
-        Frames in the mosaic.
-    report : dict or None
-        The last run report, and in `revision` its number.
-    """
-
-    run: str
-    name: str
-    instrument: str
-    stream: str
-    state: str
-    epoch: int
-    rev: int
-    levels: int
-    tile_size: int
-    dtype: np.dtype[Any]
-    bboxes: dict[PlaneKey, Rect]
-    canvas: Canvas | None
-    start: dict[str, Any]
-    settings: dict[str, Any]
-    created_ns: int
-    n_frames: int
-    report: dict[str, Any] | None
-    revision: int
-
-    @property
-    def bbox(self) -> Rect:
-        """What all planes cover together, level-0 pixels."""
-        return union_of(self.bboxes.values())
-
-    @property
-    def pixel_size_um(self) -> tuple[float, float]:
-        """Edges of a pixel, x and y, µm."""
-        x_um, y_um = self.start.get("px_um") or (1.0, 1.0)
-        return float(x_um), float(y_um)
-
-    @property
-    def affine(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Carries (col, row) in level-0 pixel edges to stage (x, y) in µm; pixel (0, 0) lies at stage (0, 0)."""
-        given = self.start.get("affine")
-        if given is None:
-            x_um, y_um = self.pixel_size_um
-            return (x_um, 0.0), (0.0, y_um)
-        (a, b), (c, d) = given
-        return (float(a), float(b)), (float(c), float(d))
-
-    def stage_um(self, row: float, col: float) -> tuple[float, float]:
-        """The stage position (x, y) in µm of a point in level-0 pixel edges."""
-        (a, b), (c, d) = self.affine
-        return a * col + b * row, c * col + d * row
-
-    def pixel_at(self, x_um: float, y_um: float) -> tuple[float, float]:
-        """The point (row, col) in level-0 pixel edges that lies at a stage position."""
-        (a, b), (c, d) = self.affine
-        determinant = a * d - b * c
-        return (a * y_um - c * x_um) / determinant, (d * x_um - b * y_um) / determinant
-
-    @property
-    def n_channels(self) -> int:
-        """Channels: as planned, and as seen."""
-        return self._count("c", 1)
-
-    @property
-    def n_times(self) -> int:
-        """Points in time: as planned, and as seen."""
-        return self._count("t", 0)
-
-    @property
-    def n_slices(self) -> int:
-        """Positions in z: as planned, and as seen."""
-        return self._count("z", 2)
-
-    def _count(self, axis: str, number: int) -> int:
-        planned = (self.start.get("planes") or {}).get(axis, 1)
-        return max([int(planned), *(plane[number] + 1 for plane in self.bboxes)])
-
-    @property
-    def channels(self) -> list[dict[str, Any]]:
-        """For each channel what `start` said of it: name, color, emission_nm; at least a name."""
-        given = list(self.start.get("channels") or [])
-        given += [{} for _ in range(self.n_channels - len(given))]
-        return [{"name": f"channel {number}"} | channel for number, channel in enumerate(given)]
 
 
 class Source(abc.ABC):
@@ -306,12 +181,12 @@ class LocalSource(Source):
             if entry.info is None:
                 found.append(UnreadableRun(entry.run, "making" if entry.making else "damaged", entry.error))
             else:
-                found.append(_run_of(entry.info))
+                found.append(Run.of(entry.info))
         return found
 
     def info(self, run: str) -> Run:
         with self._reading(run) as reader:
-            return _run_of(reader.info())
+            return Run.of(reader.info())
 
     def nbytes(self, run: str) -> int:
         return folder_nbytes(self._folder(run))
@@ -514,27 +389,3 @@ class _Clients:
             for client in self._all:
                 client.close()
             self._all.clear()
-
-
-def _run_of(info: RunInfo) -> Run:
-    start = info.header
-    return Run(
-        run=info.run,
-        name=info.name,
-        instrument=info.instrument,
-        stream=info.stream,
-        state=info.state,
-        epoch=info.epoch,
-        rev=info.rev,
-        levels=info.levels,
-        tile_size=int(info.settings["tile_size"]),
-        dtype=np.dtype(start["dtype"]),
-        bboxes=info.bboxes,
-        canvas=info.canvas,
-        start=start,
-        settings=info.settings,
-        created_ns=info.created_ns,
-        n_frames=info.n_placements,
-        report=info.report,
-        revision=info.revision,
-    )

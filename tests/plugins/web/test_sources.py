@@ -12,7 +12,8 @@ import pytest
 from integration.talking import PATIENCE_S
 from plugins.web.conftest import WebStation, running_web
 from tilecast.geometry import PlaneKey, TileKey
-from tilecast_plugins.web.sources import LocalSource, NoDaemonError, RemoteSource, Run, Source, UnknownRunError
+from tilecast_plugins.run import Run
+from tilecast_plugins.web.sources import LocalSource, NoDaemonError, RemoteSource, Source, UnknownRunError
 from tilecast_protocol.errors import DisconnectedError
 
 P0 = PlaneKey()
