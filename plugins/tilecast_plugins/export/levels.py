@@ -105,9 +105,7 @@ class Levels:
             for col in range(cols):
                 yield from self._below(plane, top, row, col)
 
-    def _below(
-        self, plane: PlaneKey, level: int, row: int, col: int
-    ) -> Generator[LevelTile, None, LevelTile | None]:
+    def _below(self, plane: PlaneKey, level: int, row: int, col: int) -> Generator[LevelTile, None, LevelTile | None]:
         edge = self.tile_size << level
         top, left = self.rect.row0 + row * edge, self.rect.col0 + col * edge
         inside = Rect(top, left, top + edge, left + edge).intersect(self.rect)
@@ -116,10 +114,10 @@ class Levels:
         if level == 0:
             made = self.base(plane, row, col)
         else:
-            children = []
-            for child_row in (2 * row, 2 * row + 1):
-                for child_col in (2 * col, 2 * col + 1):
-                    children.append((yield from self._below(plane, level - 1, child_row, child_col)))
+            children: list[LevelTile | None] = []
+            for half in range(4):
+                child = yield from self._below(plane, level - 1, 2 * row + half // 2, 2 * col + half % 2)
+                children.append(child)
             if not any(children):
                 return None
             pixels, coverage = reduce_tiles(

@@ -146,7 +146,7 @@ def _listed(reader: TileReader) -> Iterator[tuple[PlaneKey, TileKey]]:
 def _catch_up(
     reader: TileReader, spool: Spool, began: RunInfo, region: Rect | None, deadline_s: float
 ) -> RunInfo | None:
-    """Copy what changed since, until it is all of one commit; None if a new history began, and all is to be done anew."""
+    """Copy what changed since, until it is all of one commit; None if a new history began, so all begins anew."""
     size = int(began.settings["tile_size"])
     since = began.rev
     while True:

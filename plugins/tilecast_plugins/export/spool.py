@@ -34,7 +34,8 @@ class Spool:
     def put(self, plane: PlaneKey, key: TileKey, blob: Blob) -> None:
         """Keep a tile, instead of one that is there."""
         self._database.execute(
-            "INSERT OR REPLACE INTO tiles (t, c, z, level, row, col, rev, bits, pzf) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO tiles (t, c, z, level, row, col, rev, bits, pzf)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*plane, *key, blob.rev, blob.bits, blob.pzf),
         )
 

@@ -213,5 +213,3 @@ def _file_name(run: Run, request: Request) -> str:
 
 def _edges(rect: Rect) -> str:
     return ",".join(str(edge) for edge in rect)
-
-

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from integration.conftest import IMPATIENT
 from integration.talking import Watcher
+from tilecast import cli
 from tilecast.process import DaemonProcess
 from viewer_scans import TILE, Scan, Show
 
-CHANNELS = [{"name": "DAPI", "color": "0000ff", "emission_nm": 461}, {"name": "GFP", "color": "00ff00", "emission_nm": 509}]
+CHANNELS = [
+    {"name": "DAPI", "color": "0000ff", "emission_nm": 461},
+    {"name": "GFP", "color": "00ff00", "emission_nm": 509},
+]
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,10 @@ class Bench:
 
     def export(self, run: str, target: Path | str, *options: str, code: int = 0) -> str:
         """What `tilecast export` says."""
-        command = [sys.executable, "-m", "tilecast", "export", run, str(target), "--tile-size", "64", *options]
-        done = subprocess.run(
-            [*command, "--set", f"store.path={self.root}"], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-
-Exporting = Callable[..., str]
+        arguments = ["export", run, str(target), "--tile-size", "64", *options, "--set", f"store.path={self.root}"]
+        done = CliRunner().invoke(cli.main, arguments)
+        assert done.exit_code == code, done.output + "".join(traceback.format_exception(done.exception))
+        return done.output
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +68,3 @@ def colour(bench: Bench) -> Scan:
 def floats(bench: Bench) -> Scan:
     """A run of floats."""
     return bench.show.scan("floats", "<f4")
-
-
-@pytest.fixture(scope="session")
-def python_environment() -> dict[str, str]:
-    """For programs of others, which warn of what they like."""
-    return {**os.environ, "PYTHONWARNINGS": "ignore"}

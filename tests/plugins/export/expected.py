@@ -32,7 +32,5 @@ def levels(scan: Scan, bounds: tuple[int, int, int, int], n_levels: int, plane: 
         values, covered = found[-1].values, found[-1].covered
         odd = [(0, size % 2) for size in values.shape]
         fill = np.nan if values.dtype.kind == "f" else 0
-        found.append(
-            Canvas(*mosaic_reference.reduce(np.pad(values, odd, constant_values=fill), np.pad(covered, odd)))
-        )
+        found.append(Canvas(*mosaic_reference.reduce(np.pad(values, odd, constant_values=fill), np.pad(covered, odd))))
     return found

@@ -73,7 +73,10 @@ def test_it_tells_sizes_and_channels(bench: Bench, colour: Scan, tmp_path: Path)
         pixels = pixels_of(tiff)
         assert (float(pixels.get("PhysicalSizeX", "")), pixels.get("PhysicalSizeXUnit")) == (PX_UM[0], "µm")
         assert (float(pixels.get("PhysicalSizeY", "")), pixels.get("PhysicalSizeYUnit")) == (PX_UM[1], "µm")
-        told = [(one.get("Name"), int(one.get("Color", 0)), one.get("EmissionWavelength")) for one in pixels.iterfind("{*}Channel")]
+        told = [
+            (one.get("Name"), int(one.get("Color", 0)), one.get("EmissionWavelength"))
+            for one in pixels.iterfind("{*}Channel")
+        ]
         assert [(name, float(wave or 0)) for name, _, wave in told] == [("DAPI", 461.0), ("GFP", 509.0)]
         # RGBA, as OME has it: blue and green, opaque.
         assert [color & 0xFFFFFFFF for _, color, _ in told] == [0x0000FFFF, 0x00FF00FF]
@@ -139,7 +142,7 @@ def test_bioio_opens_it(bench: Bench, colour: Scan, tmp_path: Path) -> None:
         image = bioio.BioImage(tmp_path / "made.ome.tif", reader=reader)
         assert image.dims.order == "TCZYX"
         assert image.channel_names == ["DAPI", "GFP"]
-        assert (image.physical_pixel_sizes.Y, image.physical_pixel_sizes.X) == (PX_UM[1], PX_UM[0])
+        assert (PX_UM[1], PX_UM[0]) == (image.physical_pixel_sizes.Y, image.physical_pixel_sizes.X)
         for plane in PLANES:
             found = image.get_image_data("YX", T=plane[0], C=plane[1], Z=plane[2])
             np.testing.assert_array_equal(found, region(colour, bounds, plane).values)
