@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,10 @@ def wanted_frames(reader: TileReader, run: Run, planes: Planes, region: Rect | N
     """
     there = {plane for _, plane in planes}
     found: dict[tuple[int, int], Placement] = {}
-    for row in islice(reader.placements(), 2 * run.n_frames + 1000):
-        placement = row.placement
-        if row.rev <= run.rev and placement.plane in there:
-            if region is None or not placement.rect.intersect(region).empty:
-                found[placement.id] = placement
-            else:
-                found.pop(placement.id, None)
+    for placement, _ in reader.placements():  # one that is moved meanwhile comes again, and the last time counts
+        found.pop(placement.id, None)
+        if placement.plane in there and (region is None or not placement.rect.intersect(region).empty):
+            found[placement.id] = placement
     if not found:
         raise ExportError(f"the run {run.run[:8]} has no placed frames there: nothing to export")
     split = next((one for one in found.values() if (one.height, one.width) != tuple(run.start["shape"])), None)

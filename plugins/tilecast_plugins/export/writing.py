@@ -28,7 +28,7 @@ from tilecast_plugins.run import Run
 
 Progress = Callable[[str, int, int], None]
 
-_CACHE_NBYTES = 32 << 20
+_CACHE_NBYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

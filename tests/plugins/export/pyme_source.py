@@ -3,7 +3,7 @@
 The package needs a compiler, wxPython and much else to be installed; what is used here are modules in plain Python,
 which run from the unpacked sources. Nothing of it is imported into the tests' own process, nor copied.
 
-Say where the sources are with the variable TILECAST_PYME, a folder or the .tar.gz; to fetch them:
+Say where the sources are with the variable PYME_SOURCES, a folder or the .tar.gz; to fetch them:
 
     pip download --no-deps --no-binary python-microscopy -d pyme-sdist python-microscopy==26.9.3
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-VARIABLE = "TILECAST_PYME"
+VARIABLE = "PYME_SOURCES"
 WHY = f"PYME's sources are not here: set {VARIABLE} (tests/plugins/export/pyme_source.py says how)"
 
 
@@ -41,10 +41,8 @@ def pyme_sources(unpack_to: Path) -> Path:
         wanted = [
             member
             for member in archive.getmembers()
-            if (member.name.endswith(".py")
-            and member.name.split("/", 1)[1].startswith(("PYME/IO", "PYME/Analysis")))
-            or (member.name.count("/") == 2
-            and member.name.endswith(".py"))
+            if (member.name.endswith(".py") and member.name.split("/", 1)[1].startswith(("PYME/IO", "PYME/Analysis")))
+            or (member.name.count("/") == 2 and member.name.endswith(".py"))
         ]
         archive.extractall(unpack_to, wanted, filter="data")
     return next(unpack_to.iterdir())

@@ -61,15 +61,16 @@ def test_pyme_opens_it(bench: Bench, sources: Path, tmp_path: Path, affine: str,
     told = run_pyme(sources, LOAD, str(tmp_path / "made"), str(tmp_path / "layers.npz"))
     assert told["run"] == run
     assert told["pixel_size"] == 0.5
-    layers = np.load(tmp_path / "layers.npz")
+    with np.load(tmp_path / "layers.npz") as file:
+        layers = [file[name] for name in file.files]
     n_layers = told["depth"] + 1
-    assert len(layers.files) == n_layers == 3
+    assert len(layers) == n_layers == 3
     # Each pixel of each layer lies where PYME's convention puts it: [x, y], from the corner (x0, y0), in µm.
     box = (-72, -32, 108, 132)  # all frames, with room to a multiple of 4
     mosaic = levels(scan, box, n_layers)
     inverse = np.linalg.inv(matrix)
     for level in range(n_layers):
-        found = layers[f"arr_{level}"]
+        found = layers[level]
         expected = mosaic[level]
         n_seen = 0
         for x, y in np.ndindex(found.shape):
