@@ -10,7 +10,7 @@ import pytest
 from integration.talking import PX_UM, centre_um, picture
 from plugins.export.conftest import Bench
 from plugins.export.expected import levels
-from plugins.export.pyme_source import pyme_sources, run_pyme
+from pyme_source import pyme_sources, run_pyme
 from reference import mosaic_reference
 from viewer_scans import SHAPE, TILE, Scan
 

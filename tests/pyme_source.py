@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 VARIABLE = "PYME_SOURCES"
-WHY = f"PYME's sources are not here: set {VARIABLE} (tests/plugins/export/pyme_source.py says how)"
+WHY = f"PYME's sources are not here: set {VARIABLE} (tests/pyme_source.py says how)"
 
 
 def pyme_sources(unpack_to: Path) -> Path:
@@ -59,4 +59,4 @@ def run_pyme(sources: Path, program: str, *arguments: str) -> Any:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
