@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tilecast.testing.fixtures"]
+
 # Kernels are compiled inside the first example, and the machines are noisy: a deadline would test the machine.
 settings.register_profile("tilecast", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tilecast")

@@ -101,9 +101,9 @@ class Recording:
         assert isinstance(start, Start)
         self.start = start
         settings = config(self.root, f"blend.tile_size={self.tile_size}")
-        frozen, calibration = runs.resolve(self.start, self.rules, settings, Plugins())
+        frozen, images = runs.resolve(self.start, self.rules, settings, Plugins())
         self.root.mkdir(exist_ok=True)
-        self.run: Run = runs.create_run(self.root, self.start, frozen, calibration, segment_bytes=1 << 30)
+        self.run: Run = runs.create_run(self.root, self.start, frozen, images, segment_bytes=1 << 30)
         self._append(RecordKind.START, self.start, self.start.parts)
 
     @property

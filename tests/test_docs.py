@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
 import pytest
 
 from tilecast import cli, hookspecs
+from tilecast.plugins import Plugins
 from tilecast.service.config import Config, options, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +57,10 @@ def test_options_that_are_mentioned_exist(path: Path) -> None:
     known = {info.name for info in options()}
     tables = "|".join(Config.model_fields.keys() - known)
     mentioned = {
-        name for code in code_of(path) for name in re.findall(rf"(?:^|--set )((?:{tables})\.[a-z_]+)\b(?!\.)", code)
+        name
+        for code in code_of(path)
+        for name in re.findall(rf"(?:^|--set |[\"])((?:{tables})(?:\.[a-z_]+)+)\b(?!\.)", code)
+        if not name.startswith("plugins.my_plugin")  # of the plugin that readers are shown how to write
     }
     assert mentioned - {"ingest.json"} <= known  # a file in a run's folder, not an option
 
@@ -62,7 +68,8 @@ def test_options_that_are_mentioned_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_variables_that_are_mentioned_exist(path: Path) -> None:
     known = {info.variable for info in options()} | {"TILECAST_CONFIG"}
-    assert set(re.findall(r"\bTILECAST_[A-Z_]*[A-Z]", path.read_text())) <= known
+    mentioned = set(re.findall(r"\bTILECAST_[A-Z_]*[A-Z]", path.read_text()))
+    assert mentioned - {"TILECAST_PLUGINS_MY_PLUGIN"} <= known  # the beginning of those of a plugin that readers write
 
 
 @pytest.mark.parametrize("name", [*cli.COMMANDS, *cli.guest_names()])
@@ -94,8 +101,40 @@ def test_every_hook_is_documented(name: str, arguments: list[str]) -> None:
         assert re.search(rf"^{argument} : ", docstring, re.MULTILINE), f"{name}: {argument} is not explained"
 
 
+@pytest.mark.parametrize("name", hooks())
+def test_every_hook_has_a_numpydoc_docstring(name: str) -> None:
+    docstring = inspect.getdoc(getattr(hookspecs, name)) or ""
+    sections = re.findall(r"^(\w+)\n-{3,}$", docstring, re.MULTILINE)
+    assert sections[:1] == ["Parameters"], name
+    returns = inspect.signature(getattr(hookspecs, name)).return_annotation
+    assert returns == "None" or len(docstring.split("\n\n")) > 1, f"{name}: what does it return?"
+
+
+@pytest.mark.parametrize("name", hooks())
+def test_the_example_of_a_plugin_has_every_hook_but_the_one_of_calibration(name: str) -> None:
+    example = text_of("tests/example_plugin/tilecast_example/plugin.py")
+    assert name == "tilecast_find_calibration" or f"def {name}(" in example
+
+
+def test_the_plugin_in_the_documents_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "Write a plugin" shows is taken from the page, and loaded."""
+    chapter = text_of("daemon/README.md").partition("## Write a plugin")[2]
+    files = re.findall(r"```python\n# (my_package/\w+\.py).*\n((?:.*\n)*?)```", chapter)
+    assert [path for path, _ in files] == ["my_package/options.py", "my_package/plugin.py"]
+    (tmp_path / "my_package").mkdir()
+    for path, text in files:
+        (tmp_path / path).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    [value] = re.findall(r'^my-plugin = "(my_package\.plugin)"$', chapter, re.MULTILINE)
+    plugins = Plugins.load([EntryPoint("my-plugin", value, "tilecast.plugins")])
+    assert plugins.failed == {}
+    assert plugins.hooks() == {"my-plugin": ["tilecast_committed"]}
+    for name in ("my_package", "my_package.options", "my_package.plugin"):
+        monkeypatch.delitem(sys.modules, name)
+
+
 def test_hooks_that_are_mentioned_exist() -> None:
-    assert len(hooks()) >= 3
+    assert len(hooks()) >= 6
     for path in DOCUMENTS:
         mentioned = set(re.findall(r"`(tilecast_\w+)`", path.read_text()))
         assert mentioned <= hooks().keys() | {"tilecast_protocol", "tilecast_plugins"}, path

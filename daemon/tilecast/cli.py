@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("tilecast.commands.keys", "Make keys for other machines, and show who may connect."),
     "install": ("tilecast.commands.install", "Put tilecast in place as a service of systemd."),
     "uninstall": ("tilecast.commands.uninstall", "Take the service away again; runs stay."),
+    "plugins": ("tilecast.commands.plugins", "Show the plugins, whether they work, and what they cost."),
     "config": ("tilecast.commands.config", "Show all options, their values, and where each came from."),
 }
 """Name: module, which has the command as `command`, and what `--help` says of it; in the order shown."""

@@ -25,7 +25,11 @@ class StoreTooNewError(StoreError):
     """The store was written by a newer tilecast than this one."""
 
 
-class CalibrationError(TilecastError, ValueError):
+class StartRefusedError(TilecastError):
+    """A run cannot begin as its start says; the message tells whoever started it why, and what to do."""
+
+
+class CalibrationError(StartRefusedError, ValueError):
     """A dark or flat image cannot be found, read, or used for this camera; the message says what to do."""
 
 

@@ -197,7 +197,9 @@ def _open_folder(folder: Path) -> ImageSource:
             f"{folder} holds {len(tiffs)} TIFF and {len(pngs)} PNG files: which are the frames? Move the others away"
         )
     if not tiffs and not pngs:
-        raise InputError(f"{folder} holds neither TIFF nor PNG files, nor a frames.npz, nor a series or pyramid of PYME")
+        raise InputError(
+            f"{folder} holds neither TIFF nor PNG files, nor a frames.npz, nor a series or pyramid of PYME"
+        )
     return FileImages(folder, tiffs or pngs)
 
 

@@ -147,8 +147,8 @@ def open_scan(
         `.npz`.
     positions : Path, optional
         A table with a header line: comma, semicolon or tab between the columns. Without it `positions.csv` beside the
-        frames, or else what OME-XML or PYME's events say. A column `frame`, or one with file names, says which frame a row is about;
-        without it the rows are in the order of the frames. Columns `t`, `c`, `z` are numbers of planes.
+        frames, or else what OME-XML or PYME's events say. A column `frame`, or one with file names, says which frame a
+        row is about; without it the rows are in the order of the frames. Columns `t`, `c`, `z` are numbers of planes.
     columns : str or two str, optional
         The columns that hold x and y, as `x_um,y_um`. Their unit is how their names end, or is added: `x:um,y:um`.
         Default: `x_px,y_px`, if they are there.
@@ -439,9 +439,7 @@ def _plane(table: _Table, row: int) -> Tcz:
 # From there to the protocol -------------------------------------------------------------------------------------------
 
 
-def _pixel_size(
-    given: tuple[float, float] | None, info: SourceInfo, told: _Told
-) -> tuple[tuple[float, float], str]:
+def _pixel_size(given: tuple[float, float] | None, info: SourceInfo, told: _Told) -> tuple[tuple[float, float], str]:
     """Pixel size in µm, and where it is from."""
     if given is not None:
         return given, f"{_size_text(given)} µm per pixel"

@@ -9,7 +9,9 @@ points.
 What cannot be guarded against in one process: a plugin that eats memory, never releases the GIL, or crashes the
 interpreter. The service manager's limits are for that (systemd/README.md).
 
-What the hooks mean is in `hookspecs`; when they are called is the service's business.
+What the hooks mean is in `hookspecs`; when they are called is the service's business. How often each is called, how
+long that takes and what went wrong is counted here (`Plugins.costs`), and logged call by call if that is wanted
+(`trace`).
 
 Examples
 --------
@@ -20,13 +22,17 @@ Examples
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import json
+import math
 import queue
+import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice
@@ -39,8 +45,13 @@ import structlog
 from numpy.typing import NDArray
 
 from tilecast import hookspecs
-from tilecast.errors import CalibrationError, UnknownCalibrationError
-from tilecast.hookspecs import Committed, Emit, MessageSource, Role
+from tilecast.errors import CalibrationError, StartRefusedError, UnknownCalibrationError
+from tilecast.guests import guests
+from tilecast.hookspecs import Committed, FrameStep, Images, MakeImages, MessageSource, Role, RunEnded, RunStart
+from tilecast.options import PluginOptions
+from tilecast_protocol.errors import TilecastError
+from tilecast_protocol.publisher import Publisher
+from tilecast_protocol.window import Rejected
 
 log = structlog.get_logger()
 
@@ -51,8 +62,29 @@ _MAX_SOURCES: Final = 100  # of one plugin
 _MAX_WAITING_TILES: Final = 200_000  # in commits that one plugin has not been told of
 
 
+_MAX_VIEWS: Final = 16  # of one frame
+_MOST_SHOWN: Final = 80  # characters of an argument in the trace
+_ARRAY_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+FRAMES: Final = "frames"
+"""Under this name calls of the function that makes images are counted: not a hook, but what one made."""
+
+TRACED: Final = "plugin call"
+"""What the log says of a call, if `plugins.trace` is set."""
+
+_NEWS: Final[dict[type, tuple[str, str]]] = {
+    Committed: ("tilecast_committed", "commit"),
+    RunEnded: ("tilecast_run_ended", "run"),
+}
+"""The hook by which plugins are told of each kind of news, and its argument."""
+
+
 class PluginHangsError(Exception):
     """A plugin did not return in time."""
+
+
+class PluginFailedError(TilecastError):
+    """A plugin that something cannot do without is not there, fails, or hangs; the message names it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +94,30 @@ class _Call:
     plugin: str
     where: str
     since_s: float
+    arguments: Mapping[str, Any]
+    cpu_s: float = field(default_factory=time.thread_time)
     n_timeouts: int = 0
+
+
+@dataclass(slots=True)
+class HookCost:
+    """What one hook of one plugin has cost since the daemon was started.
+
+    Attributes
+    ----------
+    n_calls, n_failures : int
+        Calls that returned or raised; failures, also those of calls that never returned.
+    seconds, longest_s : float
+        By the clock.
+    cpu_s : float
+        Processor time of the thread that called.
+    """
+
+    n_calls: int = 0
+    n_failures: int = 0
+    seconds: float = 0.0
+    longest_s: float = 0.0
+    cpu_s: float = 0.0
 
 
 class Plugins:
@@ -77,6 +132,10 @@ class Plugins:
         How long a call may take. Whoever waits for it does not wait longer; each time that this passes is a failure.
     max_failures : int
         A plugin that fails so often in one hook, without a success between, is not called any more.
+    options_of : callable
+        Gives the options of the plugin of a name.
+    trace : bool
+        Log each call.
 
     Attributes
     ----------
@@ -86,14 +145,33 @@ class Plugins:
         How often each plugin failed since.
     disabled : dict
         Name of each plugin that is not called any more, and why.
+    last_errors : dict
+        What the last failure of each plugin was.
+    switched_off : list of str
+        Plugins that are installed, and whose option `enabled` is false; they are not imported.
+    costs : dict
+        What each hook costs, by (plugin, hook).
+    trace : bool
+        As above; may be changed at any time.
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, object]] = (), *, timeout_s: float = 5.0, max_failures: int = 10
+        self,
+        named: Iterable[tuple[str, object]] = (),
+        *,
+        timeout_s: float = 5.0,
+        max_failures: int = 10,
+        options_of: Callable[[str], PluginOptions] = lambda _: PluginOptions(),
+        trace: bool = False,
     ) -> None:
         self.failed: dict[str, str] = {}
         self.errors: dict[str, int] = {}
         self.disabled: dict[str, str] = {}
+        self.last_errors: dict[str, str] = {}
+        self.switched_off: list[str] = []
+        self.costs: dict[tuple[str, str], HookCost] = {}
+        self.trace = trace
+        self._options_of = options_of
         self._timeout_s = timeout_s
         self._max_failures = max_failures
         self._lock = threading.Lock()
@@ -106,22 +184,34 @@ class Plugins:
 
     @classmethod
     def load(
-        cls, found: Iterable[EntryPoint] | None = None, *, timeout_s: float = 5.0, max_failures: int = 10
+        cls,
+        found: Iterable[EntryPoint] | None = None,
+        *,
+        timeout_s: float = 5.0,
+        max_failures: int = 10,
+        options_of: Callable[[str], PluginOptions] = lambda _: PluginOptions(),
+        trace: bool = False,
     ) -> Plugins:
-        """Load every plugin that is installed.
+        """Load every plugin that is installed and enabled.
 
         Parameters
         ----------
         found : iterable of EntryPoint, optional
             Those of the group `tilecast.plugins` if not given.
-        timeout_s, max_failures
+        timeout_s, max_failures, options_of, trace
             As of the class.
         """
-        plugins = cls(timeout_s=timeout_s, max_failures=max_failures)
+        plugins = cls(timeout_s=timeout_s, max_failures=max_failures, options_of=options_of, trace=trace)
+        trouble = {guest.name: guest.trouble for guest in guests() if guest.trouble}
         for entry in sorted(entry_points(group=hookspecs.ENTRY_POINT_GROUP) if found is None else found):
             try:
+                if not options_of(entry.name).enabled:
+                    plugins.switched_off.append(entry.name)
+                    continue
+                if entry.name in trouble:
+                    raise ImportError(trouble[entry.name])
                 # Importing a plugin runs a guest's code.
-                plugin = plugins._ask(entry.name, "import", entry.load, timeout_s * _IMPORT_TIMEOUTS)
+                plugin = plugins._ask(entry.name, "import", entry.load, timeout_s=timeout_s * _IMPORT_TIMEOUTS)
             except Exception as exc:  # noqa: BLE001 - a guest's code
                 plugins._fail(entry.name, exc)
             else:
@@ -147,10 +237,10 @@ class Plugins:
         reason = f"there is no {role} named {name!r}, and no plugin that would look for it"
         if self.disabled:
             reason += f" ({', '.join(sorted(self.disabled))} failed too often, and would not be asked)"
-        for plugin, call in self._callers("tilecast_find_calibration"):
-            where = "tilecast_find_calibration"
+        where = "tilecast_find_calibration"
+        for plugin, call in self._callers(where):
             try:
-                image = self._ask(plugin, where, partial(_image, call, arguments))
+                image = self._ask(plugin, where, partial(_image, call, shape), arguments)
             except UnknownCalibrationError as exc:
                 reason = _words(exc)
                 self._succeeded(plugin, where)
@@ -168,33 +258,125 @@ class Plugins:
                     return image
         raise UnknownCalibrationError(reason)
 
+    def run_starting(self, run: RunStart) -> list[tuple[str, FrameStep]]:
+        """What plugins want to do with every frame of a run, each with the plugin's name; who splits frames comes last.
+
+        Raises
+        ------
+        StartRefusedError
+            If one refuses the run, fails, has failed too often to be asked, or if two would split its frames.
+        """
+        where = "tilecast_run_starting"
+        steps: list[tuple[str, FrameStep]] = []
+        for plugin, call in self._callers(where, also_disabled=True):
+            try:
+                if plugin in self.disabled:
+                    raise StartRefusedError(f"the plugin is not called any more: {self.disabled[plugin]}")
+                step = self._ask(plugin, where, partial(_step, call), {"run": run})
+            except StartRefusedError as exc:
+                self._succeeded(plugin, where)
+                raise StartRefusedError(f"the plugin {plugin} refuses the run: {exc}") from exc
+            except Exception as exc:
+                self._raised(plugin, where, exc)
+                raise StartRefusedError(
+                    f"the plugin {plugin} failed when it was told that the run begins: {_words(exc)}; mend it, or "
+                    "switch it off with its option enabled"
+                ) from exc
+            self._succeeded(plugin, where)
+            if step is not None:
+                steps.append((plugin, step))
+        steps.sort(key=lambda named: bool(named[1].views))
+        splitters = [plugin for plugin, step in steps if step.views]
+        if len(splitters) > 1:
+            raise StartRefusedError(f"{' and '.join(splitters)} would each split the frames: switch off all but one")
+        return steps
+
+    def make_images(self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str) -> MakeImages:
+        """The function of a plugin that every frame of a run passes through; see `images`.
+
+        Raises
+        ------
+        PluginFailedError
+            If the plugin is not there, or fails.
+        """
+        where = "tilecast_make_images"
+        call = dict(self._callers(where)).get(plugin)
+        if call is None:
+            why = self.failed.get(plugin) or self.disabled.get(plugin)
+            if why is None and plugin in self.switched_off:
+                why = "it is switched off (its option enabled)"
+            raise PluginFailedError(
+                f"the frames of this run pass through the plugin {plugin}, which cannot be used: "
+                f"{why or 'it is not installed, or another version of it'}"
+            )
+        try:
+            make = self._ask(plugin, where, partial(_made, call), {"step": step, "shape": shape, "dtype": dtype})
+        except Exception as exc:
+            self._raised(plugin, where, exc)
+            raise PluginFailedError(f"the plugin {plugin} failed in {where}: {_words(exc)}") from exc
+        self._succeeded(plugin, where)
+        return make
+
+    def images(self, plugin: str, make: MakeImages, pixels: NDArray[Any]) -> Images:
+        """Have one frame pass through a plugin.
+
+        Raises
+        ------
+        PluginFailedError
+            If it fails or hangs.
+        """
+        try:
+            found = self._ask(plugin, FRAMES, lambda _: Images(*make(pixels)), {"pixels": pixels})
+        except Exception as exc:
+            self._raised(plugin, FRAMES, exc)
+            raise PluginFailedError(f"the plugin {plugin} failed with a frame: {_words(exc)}") from exc
+        self._succeeded(plugin, FRAMES)
+        return found
+
     def message_sources(self, instrument: str) -> list[tuple[str, MessageSource]]:
         """The sources that plugins bring, each with the name of its plugin."""
+        where = "tilecast_message_sources"
         sources: list[tuple[str, MessageSource]] = []
-        for plugin, call in self._callers("tilecast_message_sources"):
+        for plugin, call in self._callers(where):
             try:
-                found = self._ask(plugin, "tilecast_message_sources", partial(_sources, call, instrument))
+                found = self._ask(plugin, where, partial(_sources, call), {"instrument": instrument})
             except Exception as exc:  # noqa: BLE001 - a guest's code
-                self._raised(plugin, "tilecast_message_sources", exc)
+                self._raised(plugin, where, exc)
             else:
+                self._succeeded(plugin, where)
                 sources += [(plugin, source) for source in found]
         return sources
 
-    def committed(self, commit: Committed, plugin: str | None = None) -> None:
-        """Tell one plugin (every one, if it is None) of a commit, now and in this thread; see `CommitTeller`."""
-        where = "tilecast_committed"
+    def source_failed(self, plugin: str, source: str, exc: BaseException) -> None:
+        """Count what ended a source."""
+        self._raised(plugin, f"source {source}", exc)
+
+    def tell(self, news: Committed | RunEnded, plugin: str | None = None) -> None:
+        """Tell one plugin (every one, if it is None) of a commit or the end of a run, now and in this thread.
+
+        See `Teller`.
+        """
+        where, argument = _NEWS[type(news)]
         for name, function in self._callers(where):
             if plugin not in (None, name):
                 continue
-            call = self._begin(name, where)
+            arguments = {argument: news}
+            call = self._begin(name, where, arguments)
+            error: BaseException | None = None
             try:
-                function(commit=commit)
+                function(options=self._options_of(name), **arguments)
             except BaseException as exc:  # noqa: BLE001 - a guest's code
-                self._raised(name, where, exc)
-            else:
+                error = exc
+            self._end(call, error)
+            if error is None:
                 self._succeeded(name, where)
-            finally:
-                self._end(call)
+            else:
+                self._raised(name, where, error)
+
+    @property
+    def takes_starts(self) -> bool:
+        """Whether a plugin wants to be asked when a run begins."""
+        return any(True for _ in self._callers("tilecast_run_starting", also_disabled=True))
 
     def listeners(self, hook: str) -> list[str]:
         """The plugins that implement this hook and are called."""
@@ -212,28 +394,69 @@ class Plugins:
         for call in late:
             self._raised(call.plugin, call.where, self._hangs(call.where))
 
+    def hooks(self) -> dict[str, list[str]]:
+        """Which hooks each plugin that was loaded implements."""
+        return {
+            name: sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or ())
+            for name, plugin in self._manager.list_name_plugin()
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Everything that can be said of plugins, as `stats` and `tilecast plugins` tell it."""
+        with self._lock:
+            costs = dict(self.costs)
+        return {
+            "names": self.names,
+            "failed": self.failed,
+            "errors": self.errors,
+            "hanging": self.hanging(),
+            "disabled": self.disabled,
+            "off": self.switched_off,
+            "last_errors": self.last_errors,
+            "hooks": self.hooks(),
+            "costs": [{"plugin": plugin, "hook": hook} | asdict(cost) for (plugin, hook), cost in costs.items()],
+        }
+
     def hanging(self) -> dict[str, str]:
         """Name of each plugin that has not returned in time, and the hook in which it hangs."""
         with self._lock:
             return {call.plugin: call.where for call in self._running if call.n_timeouts}
 
-    def _ask(self, plugin: str, where: str, function: Callable[[], T], timeout_s: float | None = None) -> T:
-        """Call a plugin in a thread of its own; raises what it raises, or PluginHangsError."""
+    def _ask(
+        self,
+        plugin: str,
+        where: str,
+        function: Callable[..., T],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> T:
+        """Call a plugin in a thread of its own; raises what it raises, or PluginHangsError.
+
+        `function` is called with nothing, or, where there are arguments, with a map of them and the plugin's options.
+        """
         with self._lock:
             if any((call.plugin, call.where) == (plugin, where) for call in self._running):
                 raise PluginHangsError(f"it has not come back from the {where} before")
         future: Future[T] = Future()
 
         def work() -> None:
-            call = self._begin(plugin, where)
+            call = self._begin(plugin, where, arguments or {})
+            error: BaseException | None = None
             try:
-                future.set_result(function())
-            except Exception as exc:  # noqa: BLE001 - a guest's code
-                future.set_exception(exc)
-            except BaseException as exc:  # noqa: BLE001 - one that tries to end the process; who asked shall not
-                future.set_exception(RuntimeError(_words(exc)))
-            finally:
-                self._end(call)
+                if arguments is None:
+                    result = function()
+                else:
+                    result = function({**arguments, "options": self._options_of(plugin)})
+            except BaseException as exc:  # noqa: BLE001 - a guest's code
+                error = exc
+            self._end(call, error)
+            if error is None:
+                future.set_result(result)
+            elif isinstance(error, Exception):
+                future.set_exception(error)
+            else:  # one that tries to end the process; who asked shall not
+                future.set_exception(RuntimeError(_words(error)))
 
         threading.Thread(target=work, name=f"plugin {plugin}", daemon=True).start()
         concurrent.futures.wait([future], timeout_s or self._timeout_s)
@@ -248,26 +471,40 @@ class Plugins:
     def _hangs(self, where: str, timeout_s: float | None = None) -> PluginHangsError:
         return PluginHangsError(f"{where} did not return within {timeout_s or self._timeout_s:g} s (plugins.timeout_s)")
 
-    def _begin(self, plugin: str, where: str) -> _Call:
-        call = _Call(plugin, where, time.monotonic())
+    def _begin(self, plugin: str, where: str, arguments: Mapping[str, Any]) -> _Call:
+        call = _Call(plugin, where, time.monotonic(), arguments)
         with self._lock:
             self._running.add(call)
         return call
 
-    def _end(self, call: _Call) -> None:
+    def _end(self, call: _Call, error: BaseException | None) -> None:
+        """Count what a call cost; in the thread that made it."""
+        seconds, cpu_s = time.monotonic() - call.since_s, time.thread_time() - call.cpu_s
         with self._lock:
             self._running.discard(call)
+            cost = self._cost(call.plugin, call.where)
+            cost.n_calls += 1
+            cost.seconds += seconds
+            cost.longest_s = max(cost.longest_s, seconds)
+            cost.cpu_s += cpu_s
+        if self.trace:
+            outcome = "returned" if error is None else _words(error)
+            said = ", ".join(f"{name}={_short(value)}" for name, value in call.arguments.items())
+            log.info(TRACED, plugin=call.plugin, hook=call.where, with_=said, ms=round(1e3 * seconds, 3), then=outcome)
 
-    def _callers(self, hook: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    def _cost(self, plugin: str, where: str) -> HookCost:
+        return self.costs.setdefault((plugin, where), HookCost())
+
+    def _callers(self, hook: str, *, also_disabled: bool = False) -> Iterator[tuple[str, Callable[..., Any]]]:
         """Each plugin that implements a hook, with a way to call it alone."""
         everybody = self._manager.list_name_plugin()
         for name, _ in everybody:
-            if name in self.disabled:
+            if name in self.disabled and not also_disabled:
                 continue
             others = [other for other_name, other in everybody if other_name != name]
             caller = self._manager.subset_hook_caller(hook, others)
             if caller.get_hookimpls():
-                yield name, caller
+                yield name, _alone(caller)
 
     def _register(self, name: str, plugin: object) -> None:
         try:
@@ -285,6 +522,8 @@ class Plugins:
     def _raised(self, plugin: str, where: str, exc: BaseException) -> None:
         with self._lock:
             self.errors[plugin] = self.errors.get(plugin, 0) + 1
+            self.last_errors[plugin] = f"{where}: {_words(exc)}"
+            self._cost(plugin, where).n_failures += 1
             self._in_a_row[plugin, where] += 1
             is_last = self._in_a_row[plugin, where] >= self._max_failures and plugin not in self.disabled
             if is_last:
@@ -299,9 +538,19 @@ class Plugins:
             del self._in_a_row[plugin, where]
 
 
-def _image(call: Callable[..., Any], arguments: dict[str, Any]) -> NDArray[Any] | None:
+def _alone(caller: pluggy.HookCaller) -> Callable[..., Any]:
+    """One plugin's own answer to a hook: it alone is asked, so it is the only one."""
+
+    def call(**arguments: Any) -> Any:
+        answer = caller(**arguments)
+        return answer if not isinstance(answer, list) else (answer[0] if answer else None)
+
+    return call
+
+
+def _image(call: Callable[..., Any], shape: tuple[int, int], arguments: dict[str, Any]) -> NDArray[Any] | None:
     """A calibration image from a plugin: whatever it gives, what goes on is an array of numbers of the right shape."""
-    image, shape = call(**arguments), arguments["shape"]
+    image = call(**arguments)
     if image is not None and not (isinstance(image, np.ndarray) and image.dtype.kind in "uif"):
         raise TypeError(f"expected an array of real numbers, or None; got {type(image).__name__}")
     if image is None:
@@ -311,10 +560,38 @@ def _image(call: Callable[..., Any], arguments: dict[str, Any]) -> NDArray[Any] 
     return image
 
 
-def _sources(call: Callable[..., Any], instrument: str) -> list[MessageSource]:
+def _step(call: Callable[..., Any], arguments: dict[str, Any]) -> FrameStep | None:
+    """What a plugin wants to do with frames, as far as that can be frozen."""
+    step = call(**arguments)
+    if step is None:
+        return None
+    if not isinstance(step, FrameStep):
+        raise TypeError(f"expected a FrameStep, or None; got {type(step).__name__}")
+    json.dumps(dict(step.settings), allow_nan=False)
+    for name, array in step.arrays.items():
+        if not _ARRAY_NAME.fullmatch(name):
+            raise ValueError(f"the name of an array has letters, digits and _, at most 64 of them; got {name!r}")
+        if not (isinstance(array, np.ndarray) and array.dtype.kind in "uifb"):
+            raise TypeError(f"the array {name} must hold real numbers; got {getattr(array, 'dtype', type(array))}")
+    if len(step.views) > _MAX_VIEWS:
+        raise ValueError(f"a frame can be split into {_MAX_VIEWS} views; got {len(step.views)}")
+    for view in step.views:
+        sizes = (*view.shape, *(view.corner or ()), view.channel or 0)
+        if not all(isinstance(size, int) for size in sizes) or min(*view.shape, (view.channel or 0) + 1) < 1:
+            raise ValueError(f"a view has whole numbers of rows and columns, and a channel from 0; got {view}")
+    return step
+
+
+def _made(call: Callable[..., Any], arguments: dict[str, Any]) -> MakeImages:
+    make = call(**{name: value for name, value in arguments.items() if name != "options"})
+    if not callable(make):
+        raise TypeError(f"expected a function that makes images of a frame; got {type(make).__name__}")
+    return make  # type: ignore[no-any-return]  # what it gives is checked at each frame
+
+
+def _sources(call: Callable[..., Any], arguments: dict[str, Any]) -> list[MessageSource]:
     """The sources that a plugin names: a list with an end, of things that have a name and can be run."""
-    found = (source for some in call(instrument=instrument) for source in some)
-    sources: list[MessageSource] = list(islice(found, _MAX_SOURCES + 1))
+    sources: list[MessageSource] = list(islice(call(**arguments) or (), _MAX_SOURCES + 1))
     if len(sources) > _MAX_SOURCES:
         raise ValueError(f"a plugin may bring {_MAX_SOURCES} sources")
     for source in sources:
@@ -323,17 +600,29 @@ def _sources(call: Callable[..., Any], instrument: str) -> list[MessageSource]:
     return sources
 
 
+def _short(value: object) -> str:
+    """An argument in a few words, for the trace."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype.str}{list(value.shape)}"
+    if isinstance(value, Committed | RunEnded | RunStart):
+        return f"{type(value).__name__}({value.run[:8]}{f', rev {value.rev}' if isinstance(value, Committed) else ''})"
+    if isinstance(value, FrameStep):
+        return f"FrameStep({', '.join([*value.settings, *value.arrays])})"
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"
+
+
 def _words(exc: BaseException) -> str:
     """What an exception says; that of a guest may not even be able to."""
     try:
         text = str(exc)
     except Exception:  # noqa: BLE001 - a guest's code
         text = "…"
-    return text if isinstance(exc, CalibrationError | PluginHangsError) else f"{type(exc).__name__}: {text}"
+    return text if isinstance(exc, StartRefusedError | PluginHangsError) else f"{type(exc).__name__}: {text}"
 
 
-class CommitTeller:
-    """Tells plugins of commits, each from a thread of its own, so that a slow plugin slows nobody.
+class Teller:
+    """Tells plugins of commits and ends of runs, each from a thread of its own, so that a slow plugin slows nobody.
 
     Parameters
     ----------
@@ -345,14 +634,15 @@ class CommitTeller:
     def __init__(self, plugins: Plugins, max_waiting: int = 1000) -> None:
         self.n_missed = 0
         self._plugins = plugins
-        self._lines = {name: _Line(plugins, name, max_waiting) for name in plugins.listeners("tilecast_committed")}
+        listeners = {name for hook, _ in _NEWS.values() for name in plugins.listeners(hook)}
+        self._lines = {name: _Line(plugins, name, max_waiting) for name in sorted(listeners)}
 
-    def tell(self, commit: Committed) -> None:
+    def tell(self, news: Committed | RunEnded) -> None:
         """Never waits."""
         for name, line in self._lines.items():
-            if name not in self._plugins.disabled and not line.put(commit):
+            if name not in self._plugins.disabled and not line.put(news):
                 self.n_missed += 1
-                log.warning("plugin is slow and missed a commit", plugin=name, run=commit.run, rev=commit.rev)
+                log.warning("plugin is slow and missed some news", plugin=name, run=news.run, what=_short(news))
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Tell what still waits, and end; False if a plugin did not come back in time."""
@@ -368,24 +658,24 @@ class CommitTeller:
 
 
 class _Line:
-    """The commits that wait to be told to one plugin, and the thread that does."""
+    """The news that wait to be told to one plugin, and the thread that does."""
 
     def __init__(self, plugins: Plugins, name: str, max_waiting: int) -> None:
         self._plugins = plugins
         self._name = name
         self._max_waiting = max_waiting
-        self._queue: queue.SimpleQueue[Committed | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Committed | RunEnded | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._n_tiles = 0
         self._thread = threading.Thread(target=self._work, name=f"plugin {name}", daemon=True)
         self._thread.start()
 
-    def put(self, commit: Committed) -> bool:
+    def put(self, news: Committed | RunEnded) -> bool:
         with self._lock:
             if self._queue.qsize() >= self._max_waiting or self._n_tiles > _MAX_WAITING_TILES:
                 return False
-            self._n_tiles += len(commit.tiles) + len(commit.gone)
-        self._queue.put(commit)
+            self._n_tiles += _n_tiles(news)
+        self._queue.put(news)
         return True
 
     def end(self) -> None:
@@ -396,10 +686,14 @@ class _Line:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while (commit := self._queue.get()) is not None:
+        while (news := self._queue.get()) is not None:
             with self._lock:
-                self._n_tiles -= len(commit.tiles) + len(commit.gone)
-            self._plugins.committed(commit, self._name)
+                self._n_tiles -= _n_tiles(news)
+            self._plugins.tell(news, self._name)
+
+
+def _n_tiles(news: Committed | RunEnded) -> int:
+    return len(news.tiles) + len(news.gone) if isinstance(news, Committed) else 0
 
 
 class SourceThreads:
@@ -407,40 +701,106 @@ class SourceThreads:
 
     Parameters
     ----------
-    sources : sequence of (str, MessageSource)
-        As `Plugins.message_sources` gives them.
-    emit : callable
-        Called from those threads with the parts of one message; may block.
+    plugins : Plugins
+    endpoint : str
+        The daemon's own acknowledged path, on which they send.
+    instrument : str
+        The option `instrument`.
     """
 
-    def __init__(self, sources: Sequence[tuple[str, MessageSource]], emit: Emit) -> None:
+    def __init__(self, plugins: Plugins, endpoint: str, instrument: str) -> None:
+        self._plugins = plugins
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(plugin, source, emit), name=f"source {source.name}", daemon=True)
-            for plugin, source in sources
+        self._sources = [
+            _Source(plugins, plugin, source, endpoint, instrument, self._stop)
+            for plugin, source in plugins.message_sources(instrument)
         ]
-        for thread in self._threads:
-            thread.start()
+        for source in self._sources:
+            source.thread.start()
 
     @property
     def running(self) -> list[str]:
         """Names of the threads that have not ended."""
-        return [thread.name for thread in self._threads if thread.is_alive()]
+        return [source.thread.name for source in self._sources if source.thread.is_alive()]
+
+    def stats(self) -> list[dict[str, Any]]:
+        """Each source: whether it runs, what ended it, and the processor time it took."""
+        return [source.stats() for source in self._sources]
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Ask all sources to stop; False if one did not in time."""
         self._stop.set()
         deadline_s = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+        for source in self._sources:
+            source.thread.join(max(0.0, deadline_s - time.monotonic()))
         for name in self.running:
             log.error("message source did not stop; it is left behind", source=name, timeout_s=timeout_s)
         return not self.running
 
-    def _run(self, plugin: str, source: MessageSource, emit: Emit) -> None:
+
+class _Source:
+    """One message source, its thread, and its door to the daemon (`hookspecs.Feed`)."""
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        plugin: str,
+        source: MessageSource,
+        endpoint: str,
+        instrument: str,
+        stop: threading.Event,
+    ) -> None:
+        self.endpoint = endpoint
+        self.instrument = instrument
+        self._plugins = plugins
+        self._plugin = plugin
+        self._source = source
+        self._stop = stop
+        self._publishers: list[Publisher] = []
+        self._n_rejected = 0
+        self._state = "running"
+        self._cpu_s = 0.0
+        self.thread = threading.Thread(target=self._run, name=f"source {source.name}", daemon=True)
+
+    def publisher(self, stream: str, **options: Any) -> Publisher:
+        """See `hookspecs.Feed`."""
+        given: dict[str, Any] = {"src": f"{self._plugin}-{stream}"[:64], "timeout_s": math.inf} | options
+        given.setdefault("on_rejected", self._rejected)
+        publisher = Publisher(self.endpoint, instrument=self.instrument, stream=stream, **given)
+        self._publishers.append(publisher)
+        return publisher
+
+    def stats(self) -> dict[str, Any]:
+        clock = getattr(time, "pthread_getcpuclockid", None)
+        if clock is not None and self.thread.is_alive() and self.thread.ident is not None:
+            self._cpu_s = time.clock_gettime(clock(self.thread.ident))
+        return {
+            "plugin": self._plugin,
+            "source": self._source.name,
+            "state": self._state,
+            "n_rejected": self._n_rejected,
+            "cpu_s": self._cpu_s,
+        }
+
+    def _rejected(self, rejected: Rejected) -> None:
+        self._n_rejected += 1
+        log.warning(
+            "a message of a plugin was refused", plugin=self._plugin, source=self._source.name, why=str(rejected)
+        )
+
+    def _run(self) -> None:
+        where = {"plugin": self._plugin, "source": self._source.name}
         try:
-            source.run(emit, self._stop)
-        except BaseException as exc:
-            log.error("message source failed and is over", plugin=plugin, source=source.name, exc_info=exc)
+            self._source.run(self, self._stop)
+        except BaseException as exc:  # noqa: BLE001 - a guest's code
+            self._state = f"failed: {_words(exc)}"
+            self._plugins.source_failed(self._plugin, self._source.name, exc)
+            log.error("message source failed and is over", **where)
         else:
-            log.info("message source has ended", plugin=plugin, source=source.name)
+            self._state = "ended"
+            log.info("message source has ended", **where)
+        finally:
+            self._cpu_s = time.thread_time()
+            for publisher in self._publishers:  # of one that failed; the others have closed theirs
+                with contextlib.suppress(TilecastError):
+                    publisher.close(0.0)

@@ -27,7 +27,8 @@ What a tile or a loaded frame holds is counted in bytes, and when the budget is 
 dropped: first tiles that have frames all around them and will hardly be touched again (`surroundings`), then others
 without a state, which are one read away, and only when few of them are left the states and loaded frames, which cost
 the decoding of whole frames to have again. Two things cannot be dropped and are the caller's to
-bound: tiles whose newest version is not committed yet (:attr:`PyramidStats.pinned_bytes`; flush and commit more often),
+bound: tiles whose newest version is not committed yet (:attr:`PyramidStats.pinned_bytes`; flush when
+:attr:`Pyramid.pending_nbytes` says so, and commit),
 and what one call works on (the frame, and the states of as many of its tiles as fit a quarter of the budget, at least
 one). Nothing that is kept, and nothing that one frame costs, grows with the number of frames or tiles of the run; only
 boxes of planes are kept, one for each plane.
@@ -73,6 +74,8 @@ _DTYPES = ("|u1", "<u2", "<f4")
 _OBJECT_BYTES = 1024
 #: What one call works on at a time may take this part of the budget.
 _PORTION = 4
+#: What the top level of a plane has at most: 2 × 2 tiles.
+_TOPS = 4
 #: Tiles without a state are dropped first while they take more than this part of the budget.
 _PLAIN_PART = 8
 
@@ -219,6 +222,9 @@ class TileSource(Protocol):
         """The tile as last committed; None if there is none."""
 
 
+_NO_QUEUE, _ENCLOSED, _PLAIN, _COSTLY = -1, 0, 1, 2
+
+
 @dataclass(slots=True, eq=False)
 class _Tile:
     """What is in memory of one tile. Base and upper tiles share it; the latter have no state and no frames."""
@@ -236,7 +242,9 @@ class _Tile:
     batch: int = 0  # number of the uncommitted batch that its newest version is, or will be, part of; 0 if committed
     nbytes: int = 0
     pinned: int = 0
-    queue: OrderedDict[Any, Any] | None = None  # of what can be dropped, if it is there
+    # Of what can be dropped, if it is there: its number, not the queue, which holds this tile. Such a circle, with all
+    # its pixels, would stay in memory for long after the pyramid has gone.
+    queue: int = _NO_QUEUE
 
 
 @dataclass(slots=True, eq=False)
@@ -297,9 +305,11 @@ class Pyramid:
         self._bboxes = dict(bboxes or {})
         self._union = union_of(self._bboxes.values())
         self._boxes_before: dict[PlaneKey, Rect] = {}  # as last flushed, of planes that have grown since
+        self._next_levels = max(levels, level_count(self._union, self._size))  # of the next batch
 
         self._number = 0  # of the last batch
         self._dirty: dict[Address, _Tile] = {}  # base tiles changed since
+        self._above: set[Address] = set()  # the tiles above them, which the next batch makes anew
         self._news: dict[tuple[int, int], Placement] = {}  # placements added or moved since
         # Rectangles of which all other frames are known since, and whether some frame lay elsewhere before.
         self._surveyed: list[tuple[PlaneKey, Rect, list[Rect]]] = []
@@ -314,6 +324,7 @@ class Pyramid:
         self._enclosed: OrderedDict[Address, _Tile] = OrderedDict()
         self._plain: OrderedDict[Address, _Tile] = OrderedDict()
         self._costly: OrderedDict[Address | tuple[int, int], _Tile | _LoadedFrame] = OrderedDict()
+        self._queues: tuple[OrderedDict[Any, Any], ...] = (self._enclosed, self._plain, self._costly)
         self._held_bytes = 0
         self._pinned_bytes = 0
         self._evictions = self._rebuilds = self._frames_loaded = self._hits = self._misses = 0
@@ -338,6 +349,14 @@ class Pyramid:
     def budget_bytes(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._shrink()
+
+    @property
+    def pending_nbytes(self) -> int:
+        """The most that the tiles of the next batch hold, were it made now: what it is to be bounded by."""
+        n_tiles = len(self._dirty) + len(self._above)
+        if self._levels:  # a new level is made for every plane, also for those that have not changed
+            n_tiles += (self._next_levels - self._levels) * _TOPS * len(self._bboxes)
+        return n_tiles * (self._pixel_bytes + self._mask_bytes)
 
     def stats(self) -> PyramidStats:
         """What is held and what has been done so far."""
@@ -460,6 +479,11 @@ class Pyramid:
             self._boxes_before.setdefault(placement.plane, box)
             self._bboxes[placement.plane] = box.union(placement.rect)
             self._union = self._union.union(placement.rect)
+            levels = level_count(self._union, self._size)
+            if levels > self._next_levels:
+                self._next_levels = levels
+                for address in self._dirty:
+                    self._mark_above(address)
 
     def _make_ready(self, plane: PlaneKey, key: TileKey, placement: Placement, covering: _Covering) -> bool:
         """Bring a base tile into memory so that `placement` can be blended into it; False if it must be rebuilt."""
@@ -551,7 +575,7 @@ class Pyramid:
             return None
         self._midway = True
         self._number += 1
-        levels = max(self._levels, level_count(self._union, self._size))
+        levels = self._next_levels
         rendered: dict[Address, RenderedTile] = {}
         gone: list[Address] = []
         changed = list(self._dirty.values())
@@ -579,7 +603,7 @@ class Pyramid:
         )
         self._batches[self._number] = all_changed, list(self._news)
         self._levels = levels
-        self._dirty, self._news, self._boxes_before = {}, {}, {}
+        self._dirty, self._above, self._news, self._boxes_before = {}, set(), {}, {}
         self._surveyed, self._has_moved = [], False
         self._shrink()
         self._midway = False
@@ -650,7 +674,7 @@ class Pyramid:
                 self._misses += 1
                 tile = (self._read(address) if self._may_exist(address) else None) or _Tile(address)
                 self._keep(tile)
-            _unqueue(tile)
+            self._unqueue(tile)
             parts = [
                 reduction.Child(*_half_of(child), child.pixels if child.exists else None, child.mask)
                 for child in children
@@ -741,7 +765,16 @@ class Pyramid:
     def _mark(self, tile: _Tile) -> None:
         """Put a base tile among those that the next flush renders."""
         tile.batch = self._number + 1
+        if tile.address not in self._dirty:
+            self._mark_above(tile.address)
         self._dirty[tile.address] = tile
+
+    def _mark_above(self, address: Address) -> None:
+        """Take down the tiles above a base tile, which the next flush makes anew."""
+        plane, key = address
+        while key.level + 1 < self._next_levels:
+            key = key.parent()
+            self._above.add((plane, key))
 
     def _keep(self, tile: _Tile) -> None:
         """Hold a tile in memory; it is counted when next changed, and cannot be evicted before it is `_use`d."""
@@ -754,7 +787,7 @@ class Pyramid:
         self._account(tile)
         self._held_bytes -= tile.nbytes
         del self._tiles[tile.address]
-        _unqueue(tile)
+        self._unqueue(tile)
 
     def _account(self, tile: _Tile) -> None:
         """Count a tile's memory anew."""
@@ -775,7 +808,7 @@ class Pyramid:
         for key in keys:
             tile = self._tiles.get((plane, key))
             if tile is not None:
-                _unqueue(tile)
+                self._unqueue(tile)
 
     def _release(self, plane: PlaneKey, keys: list[TileKey]) -> None:
         """Let them go again, as the most recently used."""
@@ -785,16 +818,22 @@ class Pyramid:
 
     def _use(self, tile: _Tile) -> None:
         """Count a tile as the most recently used, if anything of it can be dropped."""
-        _unqueue(tile)
+        self._unqueue(tile)
         if tile.state is None and tile.batch:
             return
         if tile.enclosed:
-            tile.queue = self._enclosed
+            tile.queue = _ENCLOSED
         elif tile.state is not None:
-            tile.queue = self._costly
+            tile.queue = _COSTLY
         else:
-            tile.queue = self._plain
-        tile.queue[tile.address] = tile
+            tile.queue = _PLAIN
+        self._queues[tile.queue][tile.address] = tile
+
+    def _unqueue(self, tile: _Tile) -> None:
+        """Do not count a tile among those that can be dropped."""
+        if tile.queue != _NO_QUEUE:
+            del self._queues[tile.queue][tile.address]
+            tile.queue = _NO_QUEUE
 
     def _shrink(self) -> None:
         """Drop what can be had again cheaply, then what has not been used for longest, until the budget holds."""
@@ -814,7 +853,7 @@ class Pyramid:
                 self._held_bytes -= oldest.nbytes
                 del self._loaded[oldest.id]
                 continue
-            oldest.queue = None
+            oldest.queue = _NO_QUEUE
             if oldest.batch:
                 oldest.state = None
                 self._account(oldest)
@@ -841,13 +880,6 @@ class Pyramid:
                 f"got {pixels.shape} of {pixels.dtype.str}"
             )
         return kernels.read_only(pixels)
-
-
-def _unqueue(tile: _Tile) -> None:
-    """Do not count a tile among those that can be dropped."""
-    if tile.queue is not None:
-        del tile.queue[tile.address]
-        tile.queue = None
 
 
 def _half_of(child: _Tile) -> tuple[int, int]:

@@ -40,12 +40,14 @@ from tilecast.service.runs import first_start, image_pixels, load_calibration, o
 from tilecast.store.coverage import coverage_bits as coverage_bits
 from tilecast.store.coverage import coverage_unpack as coverage_unpack
 from tilecast.store.folders import FoundRun as FoundRun
+from tilecast.store.folders import RunList as RunList
 from tilecast.store.folders import folder_nbytes as folder_nbytes
 from tilecast.store.folders import list_runs as list_runs
 from tilecast.store.folders import run_folder as run_folder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import Changes as Changes
 from tilecast.store.tile_store import PlacementRow as PlacementRow
+from tilecast.store.tile_store import RunFacts as RunFacts
 from tilecast.store.tile_store import RunInfo as RunInfo
 from tilecast.store.tile_store import StoredTile as StoredTile
 from tilecast.store.tile_store import TileReader as TileReader

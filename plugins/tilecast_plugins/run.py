@@ -6,15 +6,18 @@ It does not know where runs come from (a store, a daemon), or how they are shown
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tilecast.reading import Canvas, PlaneKey, Rect, RunInfo, union_of
+from tilecast.reading import RunFacts, RunInfo
 
 #: Colours of channels that have none of their own: the one of a single channel, and those of several.
 _GREY, _COLORS = "FFFFFF", ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
+
+MAX_CHANNELS: Final = 256
+"""Most channels that a viewer is told of: as many as a `start` may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,81 +46,36 @@ class Blob(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(RunFacts):
     """What is known of a run at one instant.
 
     Attributes
     ----------
-    run, name, instrument, stream, state : str
-    epoch, rev : int
-        The history it belongs to, and its last commit.
-    levels : int
-        Levels in the store; 0 before the first commit.
     tile_size : int
         Edge of a tile, pixels.
     dtype : dtype
-    bboxes : dict of PlaneKey to Rect
-        What is covered, level-0 pixels.
-    canvas : Canvas or None
-        What viewers with non-negative indices are shown; None before the first commit.
-    start, settings : dict
-        The `start` message, and what it was resolved to.
-    created_ns : int
-        UTC.
+    start : dict
+        The `start` message.
     n_frames : int
         Frames in the mosaic.
-    report : dict or None
-        The last run report, and in `revision` its number.
     """
 
-    run: str
-    name: str
-    instrument: str
-    stream: str
-    state: str
-    epoch: int
-    rev: int
-    levels: int
     tile_size: int
     dtype: np.dtype[Any]
-    bboxes: dict[PlaneKey, Rect]
-    canvas: Canvas | None
     start: dict[str, Any]
-    settings: dict[str, Any]
-    created_ns: int
     n_frames: int
-    report: dict[str, Any] | None
-    revision: int
 
     @classmethod
     def of(cls, info: RunInfo) -> Run:
         """The same, of what a store says of itself."""
         start = info.header
         return cls(
-            run=info.run,
-            name=info.name,
-            instrument=info.instrument,
-            stream=info.stream,
-            state=info.state,
-            epoch=info.epoch,
-            rev=info.rev,
-            levels=info.levels,
+            **{one.name: getattr(info, one.name) for one in fields(RunFacts)},
             tile_size=int(info.settings["tile_size"]),
             dtype=np.dtype(start["dtype"]),
-            bboxes=info.bboxes,
-            canvas=info.canvas,
             start=start,
-            settings=info.settings,
-            created_ns=info.created_ns,
             n_frames=info.n_placements,
-            report=info.report,
-            revision=info.revision,
         )
-
-    @property
-    def bbox(self) -> Rect:
-        """What all planes cover together, level-0 pixels."""
-        return union_of(self.bboxes.values())
 
     @property
     def pixel_size_um(self) -> tuple[float, float]:
@@ -167,10 +125,18 @@ class Run:
 
     @property
     def channels(self) -> list[dict[str, Any]]:
-        """For each channel what `start` said of it: name, color, emission_nm; at least a name."""
-        given = list(self.start.get("channels") or [])
-        given += [{} for _ in range(self.n_channels - len(given))]
-        return [{"name": f"channel {number}"} | channel for number, channel in enumerate(given)]
+        """The channels that there are, or that `start` named or planned: number `c`, `name`, and what `start` said.
+
+        At most `MAX_CHANNELS`, the first ones: neither one frame with a huge number nor thousands of channels make a
+        long list.
+        """
+        given = list(self.start.get("channels") or [])[:MAX_CHANNELS]
+        planned = int((self.start.get("planes") or {}).get("c", 1))
+        numbers = {0, *range(max(len(given), min(planned, MAX_CHANNELS))), *(plane.c for plane in self.bboxes)}
+        return [
+            {"name": f"channel {c}"} | (given[c] if c < len(given) else {}) | {"c": c}
+            for c in sorted(numbers)[:MAX_CHANNELS]
+        ]
 
     def channel(self, c: int) -> Channel:
         """Name and colour of a channel: as `start` says, else its number and a colour of its own."""

@@ -520,8 +520,9 @@ class Client:
 
     def _unreachable(self, link: Link, option: str, patience_s: float) -> DisconnectedError:
         seen = f": {link.trouble}" if link.trouble else ""
+        stop = "" if seen.endswith("?") else "."
         return DisconnectedError(
-            f"no answer from the tilecast daemon at {link.endpoint} within {patience_s:g} s{seen}. "
+            f"no answer from the tilecast daemon at {link.endpoint} within {patience_s:g} s{seen}{stop} "
             f"Is it running (tilecast run), and is this the endpoint of its option {option}?"
         )
 
@@ -727,7 +728,7 @@ class Client:
         """Write a note into a run."""
         self.ask("note", run=run, text=text)
 
-    def delete(self, run: str, *, if_seen: tuple[int, int] | None = None) -> None:
+    def delete(self, run: str, *, if_seen: tuple[int, int] | None = None, why: str | None = None) -> None:
         """Delete a run, which must not be open, and everything that was recorded of it.
 
         Parameters
@@ -736,8 +737,10 @@ class Client:
         if_seen : (int, int), optional
             When its store was last written (UTC, ns), and the bytes of its recording, as they were looked at last: if
             something has come since, it is kept, and the daemon answers `conflict`.
+        why : str, optional
+            What the log of deletions says for what reason.
         """
-        self.ask("delete", run=run, if_seen=None if if_seen is None else list(if_seen))
+        self.ask("delete", run=run, if_seen=None if if_seen is None else list(if_seen), why=why)
 
     def seal(self, run: str, *, force: bool = False) -> int:
         """Drop a run's journal for good; how many bytes that freed.

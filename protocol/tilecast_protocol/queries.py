@@ -143,7 +143,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "repair": Command((_RUN,), operator=True),
     "rename": Command((_RUN, Argument("name", checks.text(0, 500))), operator=True),
     "note": Command((_RUN, Argument("text", checks.prose)), operator=True),
-    "delete": Command((_RUN, Argument("if_seen", _seen, False)), operator=True),
+    "delete": Command(
+        (_RUN, Argument("if_seen", _seen, False), Argument("why", checks.text(0, 5000), False)), operator=True
+    ),
     "seal": Command((_RUN, Argument("force", checks.boolean, False, False)), operator=True),
     "reload": Command(operator=True),
 }

@@ -4,7 +4,8 @@ Messages go in unnumbered; `head` gives the one that may go out now, numbered an
 `greeted` and `acknowledged` take in what the daemon answered and say what has thereby been settled. On the acknowledged
 path a message is kept, as the very bytes that were sent, until the daemon has settled it, and goes out again after a
 reconnect. It gets its `seq` only when it first goes out, so that a heartbeat, or an image that is repeated because the
-daemon did not know its run, may pass what is still waiting.
+daemon did not know its run, may pass what is still waiting. The `end` of a run waits until all its images are settled:
+right behind them it would overtake those that are refused and come again, which would then be late.
 
 Not known here: sockets, threads, clocks. Where several threads use one window, its owner holds a lock.
 
@@ -203,7 +204,7 @@ class SendWindow:
             return None if self._lacks_credit(item) else item
         for queue in (self._own, self._again, self._waiting):
             if queue:
-                if self._lacks_credit(queue[0]):
+                if self._lacks_credit(queue[0]) or self._is_early(queue[0]):
                     return None
                 item = queue.popleft()
                 self._number(item)
@@ -213,6 +214,12 @@ class SendWindow:
 
     def _lacks_credit(self, item: Outgoing) -> bool:
         return self._acknowledged and item.is_image and self._images_out >= self.credit
+
+    def _is_early(self, item: Outgoing) -> bool:
+        """Whether it ends a run of which images may still be refused and come again."""
+        return isinstance(item.message, End) and any(
+            out.is_image and not out.refused and out.run == item.run for out in self._numbered
+        )
 
     def _number(self, item: Outgoing) -> None:
         item.seq = self.next_seq

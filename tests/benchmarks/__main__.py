@@ -42,6 +42,11 @@ BENCHMARKS = {
     "reduce": Benchmark("one tile into its parent; how long kernels take to compile", quick=("--rounds", "3")),
     "join": Benchmark("frames to stage positions, and all checks of a message", quick=("--frames", "500")),
     "journal": Benchmark("appending, syncing, opening, finding", quick=("--frames", "20"), needs_disk=True),
+    "durability": Benchmark(
+        "what an fsync before each acknowledgement costs",
+        quick=("--shape", "128x128", "--frames", "5", "--turns", "1"),
+        needs_disk=True,
+    ),
     "store": Benchmark(
         "commits, checkpoints",
         options=("--part", "commits"),

@@ -95,15 +95,24 @@ def ramp(row0: int, col0: int, shape: tuple[int, int] = (FRAME, FRAME)) -> NDArr
 class Scan:
     """One run, published frame by frame on a grid of `rows` × `cols`, its upper left corner at pixel (0, 0)."""
 
-    def __init__(self, station: Station, name: str, grid: tuple[int, int], **start: Any) -> None:
+    def __init__(
+        self,
+        station: Station,
+        name: str,
+        grid: tuple[int, int],
+        *,
+        px_um: tuple[float, float] = (PIXEL_UM, PIXEL_UM),
+        **start: Any,
+    ) -> None:
         self.run = new_run()
         self.grid = grid
+        self.px_um = px_um
         self._publisher = Publisher(station.daemon.endpoints["ingest.ack"], instrument="scope", stream=f"c-{self.run}")
         rows, cols = grid
-        extent = [[0, 0], [((cols - 1) * STEP + FRAME) * PIXEL_UM, ((rows - 1) * STEP + FRAME) * PIXEL_UM]]
+        extent = [[0, 0], [((cols - 1) * STEP + FRAME) * px_um[0], ((rows - 1) * STEP + FRAME) * px_um[1]]]
         given = {"n_expected": rows * cols, "extent_um": extent} | start
         self._publisher.start(
-            name, run=self.run, shape=(FRAME, FRAME), dtype="<u2", px_um=(PIXEL_UM, PIXEL_UM), pos_src="frame", **given
+            name, run=self.run, shape=(FRAME, FRAME), dtype="<u2", px_um=px_um, pos_src="frame", **given
         )
 
     def corner(self, frame: int) -> tuple[int, int]:
@@ -116,7 +125,7 @@ class Scan:
     ) -> None:
         """Send a frame, of the ramp unless pixels are given, to its place or to that of frame `at`."""
         row, col = self.corner(frame if at is None else at)
-        pos_um = ((col + FRAME / 2) * PIXEL_UM, (row + FRAME / 2) * PIXEL_UM)
+        pos_um = ((col + FRAME / 2) * self.px_um[0], (row + FRAME / 2) * self.px_um[1])
         self._publisher.image(
             ramp(row, col) if pixels is None else pixels,
             frame=frame,

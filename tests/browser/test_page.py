@@ -38,7 +38,8 @@ def at_pixel(page: Page, row: float, col: float) -> tuple[float, float]:
     x, y = page.evaluate(
         """([row, col]) => {
           const [r0, c0] = tilecast.mosaic.viewRect();
-          return [(col - c0) * tilecast.mosaic.scale(), (row - r0) * tilecast.mosaic.scale()];
+          const { mosaic } = tilecast;
+          return [(col - c0) * mosaic.scale(), (row - r0) * mosaic.scale() * mosaic.aspect];
         }""",
         [row, col],
     )
@@ -60,7 +61,7 @@ def shown_at(page: Page, row: float, col: float) -> list[int]:
           const [r0, c0] = tilecast.mosaic.viewRect();
           const { canvas } = tilecast.mosaic;
           const scale = tilecast.mosaic.scale() * canvas.width / canvas.clientWidth;
-          const at = [(col - c0) * scale, (row - r0) * scale].map(Math.round);
+          const at = [(col - c0) * scale, (row - r0) * scale * tilecast.mosaic.aspect].map(Math.round);
           return [...canvas.getContext('2d').getImageData(...at, 1, 1).data];
         }""",
         [row, col],

@@ -190,7 +190,10 @@ def test_a_missing_frame_moves_no_other(tmp_path: Path) -> None:
         (lambda folder: (folder / "metadata.json").write_text("{"), "metadata.json cannot be read"),
         (lambda folder: (folder / "metadata.json").write_text("[]"), "expected a map of PYME's metadata, got a list"),
         (lambda folder: (folder / "events.json").unlink(), "events.json is missing"),
-        (lambda folder: (folder / "events.json").write_text("[[1]]"), "expected a list of [name, description, seconds]"),
+        (
+            lambda folder: (folder / "events.json").write_text("[[1]]"),
+            "expected a list of [name, description, seconds]",
+        ),
         (lambda folder: (folder / "events.json").write_text('[["ScannerXPos", "left", 3.0]]'), "says 'left'"),
         (lambda folder: (folder / "frame00000.pzf").write_bytes(b"BD"), "frame00000.pzf cannot be read"),
         (

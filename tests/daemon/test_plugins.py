@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -16,9 +17,10 @@ import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from tilecast.errors import CalibrationError, UnknownCalibrationError
-from tilecast.hookspecs import Committed, Emit, hookimpl
-from tilecast.plugins import CommitTeller, Plugins, SourceThreads
+from tilecast.errors import CalibrationError, StartRefusedError, UnknownCalibrationError
+from tilecast.hookspecs import Committed, Feed, FrameStep, RunStart, View, hookimpl
+from tilecast.options import PluginOptions, option
+from tilecast.plugins import PluginFailedError, Plugins, SourceThreads, Teller
 
 COMMIT = Committed(
     run="0190a5a8-0000-7000-8000-000000000001",
@@ -74,7 +76,7 @@ class TestLoading:
         plugins = Plugins([("good", plugin(tilecast_committed=lambda: None)), ("bad", plugin(**hooks))])
         assert reason in plugins.failed["bad"]
         assert plugins.names == ["good"]
-        plugins.committed(COMMIT)
+        plugins.tell(COMMIT)
 
     def test_the_same_name_twice(self) -> None:
         plugins = Plugins([("one", plugin()), ("one", plugin())])
@@ -144,8 +146,8 @@ class TestCommits:
         good = plugin(tilecast_committed=lambda commit: told.append(commit))
         plugins = Plugins([("a", good), ("b", plugin(tilecast_committed=fails)), ("c", plugin())])
         with capture_logs() as logs:
-            plugins.committed(COMMIT)
-            plugins.committed(COMMIT)
+            plugins.tell(COMMIT)
+            plugins.tell(COMMIT)
         assert told == [COMMIT, COMMIT]
         assert plugins.errors == {"b": 2}
         assert [entry["plugin"] for entry in logs] == ["b", "b"]
@@ -158,21 +160,21 @@ class TestCommits:
             go_on.wait(30)
             told.append(commit.rev)
 
-        teller = CommitTeller(Plugins([("slow", plugin(tilecast_committed=slow))]), max_waiting=2)
+        teller = Teller(Plugins([("slow", plugin(tilecast_committed=slow))]), max_waiting=2)
         teller.tell(COMMIT)
         assert entered.wait(30)
         with capture_logs() as logs:
             for _ in range(5):
                 teller.tell(COMMIT)
         assert teller.n_missed == 3
-        assert {entry["event"] for entry in logs} == {"plugin is slow and missed a commit"}
+        assert {entry["event"] for entry in logs} == {"plugin is slow and missed some news"}
         assert not teller.close(0.01)
         go_on.set()
         assert teller.close(30)
         assert len(told) == 3
 
     def test_without_listeners_nothing_is_queued(self) -> None:
-        teller = CommitTeller(Plugins(), max_waiting=1)
+        teller = Teller(Plugins(), max_waiting=1)
         for _ in range(5):
             teller.tell(COMMIT)
         assert teller.n_missed == 0
@@ -181,29 +183,31 @@ class TestCommits:
 
 class TestSources:
     def test_run_until_they_are_told_to_stop(self) -> None:
-        emitted: list[Sequence[bytes | memoryview]] = []
         first = threading.Event()
+        doors: list[str] = []
 
         class Ticker:
             name = "ticker"
 
-            def run(self, emit: Emit, stop: threading.Event) -> None:
-                emit([b"tc1/scope/stage/stage", b"\x80"])
+            def run(self, feed: Feed, stop: threading.Event) -> None:
+                doors.append(f"{feed.endpoint} {feed.instrument}")
                 first.set()
                 stop.wait(30)
 
         plugins = Plugins([("p", plugin(tilecast_message_sources=lambda: [Ticker()]))])
-        threads = SourceThreads(plugins.message_sources("scope"), emitted.append)
+        threads = SourceThreads(plugins, "ipc:///door", "scope")
         assert first.wait(30)
         assert threads.running == ["source ticker"]
+        assert [(one["source"], one["state"]) for one in threads.stats()] == [("ticker", "running")]
         assert threads.close(30)
-        assert emitted == [[b"tc1/scope/stage/stage", b"\x80"]]
+        assert doors == ["ipc:///door scope"]
+        assert threads.stats()[0]["state"] == "ended"
 
     def test_failures_are_named(self) -> None:
         class Broken:
             name = "broken"
 
-            def run(self, emit: Emit, stop: threading.Event) -> None:  # noqa: ARG002 - the interface
+            def run(self, feed: Feed, stop: threading.Event) -> None:  # noqa: ARG002 - the interface
                 raise OSError("the share is gone")
 
         plugins = Plugins(
@@ -214,10 +218,12 @@ class TestSources:
             ]
         )
         with capture_logs() as logs:
-            sources = plugins.message_sources("scope")
-            assert SourceThreads(sources, lambda _: None).close(30)
-        assert [name for name, _ in sources] == ["b"]
-        assert plugins.errors == {"a": 1, "c": 1}
+            threads = SourceThreads(plugins, "ipc:///door", "scope")
+            assert threads.close(30)
+        assert [(one["plugin"], one["state"]) for one in threads.stats()] == [
+            ("b", "failed: OSError: the share is gone")
+        ]
+        assert plugins.errors == {"a": 1, "b": 1, "c": 1}
         over = next(entry for entry in logs if "source" in entry)
         assert (over["plugin"], over["source"]) == ("b", "broken")
 
@@ -281,7 +287,7 @@ class TestHanging:
             timeout_s=0.01,
             max_failures=2,
         )
-        teller = CommitTeller(plugins, max_waiting=2)
+        teller = Teller(plugins, max_waiting=2)
         with capture_logs() as logs:
             for rev in (1, 2):
                 teller.tell(replace(COMMIT, rev=rev))
@@ -296,7 +302,7 @@ class TestHanging:
 
     def test_commits_with_many_tiles_do_not_pile_up(self) -> None:
         entered, go_on = threading.Event(), threading.Event()
-        teller = CommitTeller(Plugins([("p", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))]))
+        teller = Teller(Plugins([("p", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))]))
         large = replace(COMMIT, tiles=COMMIT.tiles * 150_000)
         teller.tell(large)
         assert entered.wait(30)
@@ -319,7 +325,7 @@ class TestDisabling:
         plugins = Plugins([("p", plugin(tilecast_committed=sometimes))], max_failures=3)
         with capture_logs() as logs:
             for _ in range(7):
-                plugins.committed(COMMIT)
+                plugins.tell(COMMIT)
         assert plugins.errors == {"p": 5}
         assert next(outcomes) is True, "it was not called any more"
         assert [entry["event"] for entry in logs].count("plugin disabled") == 1
@@ -335,7 +341,7 @@ class TestDisabling:
 
         plugins = Plugins([("p", plugin(tilecast_committed=quits, tilecast_find_calibration=quits))])
         with capture_logs():
-            plugins.committed(COMMIT)
+            plugins.tell(COMMIT)
             with pytest.raises(CalibrationError, match="the plugin p failed"):
                 plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere"))
         assert plugins.errors == {"p": 2}
@@ -351,7 +357,7 @@ class TestDisabling:
         class Source:
             name = "one"
 
-            def run(self, emit: Emit, stop: threading.Event) -> None: ...
+            def run(self, feed: Feed, stop: threading.Event) -> None: ...
 
         endless = plugin(tilecast_message_sources=lambda: itertools.repeat(Source()))
         nameless = plugin(tilecast_message_sources=lambda: [object()])
@@ -359,3 +365,123 @@ class TestDisabling:
         with capture_logs():
             assert plugins.message_sources("scope") == []
         assert plugins.errors == {"endless": 1, "nameless": 1}
+
+
+START = RunStart(
+    run=COMMIT.run,
+    name="scan",
+    instrument="scope",
+    stream="camera",
+    shape=(4, 8),
+    dtype="<u2",
+    pixel_size_um=(1.0, 1.0),
+    header={},
+)
+
+
+class TestSteps:
+    def test_who_splits_comes_last_and_each_gets_its_own_options(self) -> None:
+        class Shade(PluginOptions):
+            level: int = option(3, "A number.")
+
+        def splits() -> FrameStep:
+            return FrameStep(views=(View(shape=(4, 4)), View(shape=(4, 4))))
+
+        def shades(options: Shade) -> FrameStep:
+            return FrameStep(settings={"level": options.level})
+
+        guests = [("a", plugin(tilecast_run_starting=splits)), ("b", plugin(tilecast_run_starting=shades))]
+        plugins = Plugins(guests, options_of=lambda name: Shade(level=7) if name == "b" else PluginOptions())
+        steps = plugins.run_starting(START)
+        assert [(name, dict(step.settings), len(step.views)) for name, step in steps] == [
+            ("b", {"level": 7}, 0),
+            ("a", {}, 2),
+        ]
+        with pytest.raises(StartRefusedError, match="a and c would each split the frames"):
+            Plugins([guests[0], ("c", plugin(tilecast_run_starting=splits))]).run_starting(START)
+
+    def test_one_that_refuses_has_not_failed(self) -> None:
+        def refuses() -> None:
+            raise StartRefusedError("the objective is not known")
+
+        plugins = Plugins([("p", plugin(tilecast_run_starting=refuses))], max_failures=1)
+        for _ in range(3):
+            with pytest.raises(StartRefusedError, match="the plugin p refuses the run: the objective is not known"):
+                plugins.run_starting(START)
+        assert plugins.errors == {}
+
+    @pytest.mark.parametrize(
+        "step",
+        [
+            3,
+            FrameStep(settings={"x": float("nan")}),
+            FrameStep(settings={"x": object()}),
+            FrameStep(arrays={"../up": np.zeros(1)}),
+            FrameStep(arrays={"x": np.zeros(1, object)}),
+            FrameStep(views=(View(shape=(0, 4)),)),
+            FrameStep(views=(View(shape=(4, 4), channel=-1),)),
+            FrameStep(views=(View(shape=(4, 4)),) * 17),
+        ],
+        ids=["no step", "nan", "no json", "path", "object", "nothing", "channel", "many"],
+    )
+    def test_what_cannot_be_frozen_refuses_the_run(self, step: object) -> None:
+        plugins = Plugins([("p", plugin(tilecast_run_starting=lambda: step))])
+        with capture_logs(), pytest.raises(StartRefusedError, match=r"the plugin p failed .* switch it off"):
+            plugins.run_starting(START)
+        assert plugins.errors == {"p": 1}
+
+    def test_one_that_failed_too_often_still_refuses(self) -> None:
+        """A run must not lack silently what it was set up for."""
+        plugins = Plugins([("p", plugin(tilecast_run_starting=fails))], max_failures=1)
+        with capture_logs():
+            for words in ("failed when it was told", "is not called any more"):
+                with pytest.raises(StartRefusedError, match=words):
+                    plugins.run_starting(START)
+        assert plugins.errors == {"p": 1}
+        assert plugins.takes_starts
+
+    def test_a_frame_with_which_it_fails_or_hangs(self) -> None:
+        go_on = threading.Event()
+        plugins = Plugins([("p", plugin())], timeout_s=0.05)
+        frame = np.zeros((4, 8), np.uint16)
+        with capture_logs():
+            with pytest.raises(PluginFailedError, match="the plugin p failed with a frame: ZeroDivisionError"):
+                plugins.images("p", fails, frame)  # type: ignore[arg-type]
+            with pytest.raises(PluginFailedError, match="frames did not return within"):
+                plugins.images("p", lambda _: go_on.wait(30), frame)  # type: ignore[arg-type, return-value]
+        go_on.set()
+        assert plugins.costs["p", "frames"].n_failures == 2
+        with pytest.raises(PluginFailedError, match="the plugin gone, which cannot be used: it is not installed"):
+            plugins.make_images("gone", FrameStep(), shape=(4, 8), dtype="<u2")
+
+
+class TestCosts:
+    def test_calls_their_time_and_what_went_wrong_last(self) -> None:
+        def works() -> None:
+            until = time.thread_time() + 0.02
+            while time.thread_time() < until:
+                pass
+
+        plugins = Plugins([("good", plugin(tilecast_committed=works)), ("bad", plugin(tilecast_committed=fails))])
+        with capture_logs() as logs:
+            plugins.tell(COMMIT)
+        assert not [entry for entry in logs if entry["event"] == "plugin call"]
+        good, bad = plugins.costs["good", "tilecast_committed"], plugins.costs["bad", "tilecast_committed"]
+        assert (good.n_calls, good.n_failures, bad.n_calls, bad.n_failures) == (1, 0, 1, 1)
+        assert good.cpu_s >= 0.02
+        assert good.seconds >= good.longest_s >= 0.02
+        assert plugins.last_errors == {"bad": "tilecast_committed: ZeroDivisionError: a guest's mistake"}
+        assert plugins.stats()["hooks"] == {"bad": ["tilecast_committed"], "good": ["tilecast_committed"]}
+
+    def test_a_trace_tells_each_call(self) -> None:
+        plugins = Plugins([("p", plugin(tilecast_run_starting=lambda: None))], trace=True)
+        with capture_logs() as logs:
+            plugins.run_starting(START)
+        [entry] = logs
+        assert (entry["event"], entry["plugin"], entry["hook"]) == ("plugin call", "p", "tilecast_run_starting")
+        assert (entry["with_"], entry["then"]) == ("run=RunStart(0190a5a8)", "returned")
+
+    def test_one_that_is_switched_off_is_not_imported(self) -> None:
+        entry = EntryPoint("off", "tilecast_no_such_module", "tilecast.plugins")
+        plugins = Plugins.load([entry], options_of=lambda _: PluginOptions(enabled=False))
+        assert (plugins.switched_off, plugins.failed) == (["off"], {})

@@ -270,6 +270,24 @@ class TestBatches:
         assert batch.bboxes == {}
         assert set(batch.tiles) == {(PlaneKey(), TileKey(0, 1, 1)), (PlaneKey(), TileKey(1, 0, 0))}
 
+    def test_what_the_next_batch_holds_is_told_before(self) -> None:
+        """Exactly, where no tile is covered wholly: tiles of all levels, each once, with the levels there will be."""
+        mosaic = LiveMosaic()
+        assert mosaic.pyramid.pending_nbytes == 0
+        corners = [(0, 0), (3, 3), (70, 90), (-130, 14), (71, 91), (8, 9)]
+        for i, (row, col) in enumerate(corners):
+            mosaic.add(placed(i, row, col, (5, 5)), noise(i, (5, 5)))
+            if i < 2 or i > 4:
+                tiles = {0: 1, 1: 1, 5: 1 + 4}[i]  # on its own; in the same tile again; with the four above it
+                assert mosaic.pyramid.pending_nbytes == tiles * 16 * 16 * 3
+            if i >= 3:
+                pending_nbytes = mosaic.pyramid.pending_nbytes
+                batch = mosaic.flush()
+                assert batch is not None
+                assert batch.nbytes == pending_nbytes == len(batch.tiles) * 16 * 16 * 3
+                assert batch.levels == 5
+        assert mosaic.pyramid.pending_nbytes == 0
+
     def test_a_full_tile_has_no_mask(self) -> None:
         mosaic = LiveMosaic()
         for i, (row, col) in enumerate(serpentine(3, 3, (20, 20))):
@@ -801,3 +819,35 @@ class TestPlantedBugs:
             if i == 256:
                 assert mosaic.problems() == []
         assert mosaic.problems()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_pyramid_that_nobody_has_any_more_leaves_no_pixel_in_memory(budget: str) -> None:
+    """At once, not when Python next looks for circles: a daemon would hold a whole budget for each run that ended."""
+    outside = MemorySources()
+    mosaic = Pyramid(
+        PyramidSettings("<u2", "feather", 16),
+        budget_bytes=BUDGETS[budget],
+        placements=outside,
+        frames=outside,
+        tiles=outside,
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        for i, (row, col) in enumerate(serpentine(3, 3, (20, 25))):
+            frame = placed(i, row, col, (24, 30))
+            outside.frames[frame.id] = noise(i, (24, 30), "<u2")
+            mosaic.add(frame, outside.frames[frame.id])
+            batch = mosaic.flush()
+            assert batch is not None
+            outside.commit(batch)
+            mosaic.committed(batch.number)
+        del batch
+        tiles = [weakref.ref(tile.pixels) for tile in mosaic._tiles.values() if tile.pixels is not None]
+        held, outside = weakref.ref(mosaic), MemorySources()
+        del mosaic
+        assert held() is None
+        assert [tile for tile in tiles if tile() is not None] == []
+    finally:
+        gc.enable()

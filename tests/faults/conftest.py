@@ -11,6 +11,13 @@ import pytest
 from faults.nursery import Nursery
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's time begins when the nursery is there: where kernels are not in the cache yet, it compiles them."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(func_only=True))
+
+
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """Forks processes; ended after the last test."""

@@ -1,5 +1,5 @@
-/* Stands between a process and its disk (LD_PRELOAD): fails, or kills at, the n-th write, keeps what was synced, and
-   makes what is no journal slow.
+/* Stands between a process and its disk (LD_PRELOAD): fails, or kills at, the n-th write, keeps what was synced, makes
+   what is no journal slow, and holds up whatever is written to some files.
 
    Python calls the functions shim_*; everything else looks as libc does. Only files below one folder are concerned.
    What is at an fsync is copied before the fsync, so that nothing is called durable that was written behind it. The
@@ -121,6 +121,19 @@ static void take_time(const char *path, size_t nbytes) {
     pthread_mutex_unlock(&at_work);
 }
 
+/* While the file DISK_SHIM_GATE is there, a "write" or "sync", as DISK_SHIM_CALLS says, does not come back if
+   DISK_SHIM_HELD is in the path of its file. */
+static void wait_at_gate(int fd, const char *call) {
+    const char *gate = getenv("DISK_SHIM_GATE"), *calls = getenv("DISK_SHIM_CALLS"), *held = getenv("DISK_SHIM_HELD");
+    char link[64], path[4096];
+    if (!gate || !calls || !held || strcmp(calls, call)) return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0) return;
+    path[n] = 0;
+    while (strstr(path, held) && !access(gate, F_OK)) usleep(10000);
+}
+
 static size_t total(const struct iovec *parts, int n) {
     size_t nbytes = 0;
     while (n-- > 0) nbytes += parts++->iov_len;
@@ -130,6 +143,7 @@ static size_t total(const struct iovec *parts, int n) {
 #define ON_FD(type, name, params, args, nbytes)                  \
     type name params {                                           \
         char path[4096];                                         \
+        wait_at_gate(fd, "write");                               \
         if (root[0] && path_of(fd, path, sizeof path)) {         \
             if (fails()) return -1;                              \
             take_time(path, nbytes);                             \
@@ -143,12 +157,16 @@ ON_FD(ssize_t, pwritev, (int fd, const struct iovec *parts, int n, off_t at), (f
 ON_FD(ssize_t, pwritev64, (int fd, const struct iovec *parts, int n, off64_t at), (fd, parts, n, at), total(parts, n))
 ON_FD(ssize_t, pwritev2, (int fd, const struct iovec *parts, int n, off_t at, int how), (fd, parts, n, at, how),
       total(parts, n))
+// What Python's os.pwritev calls.
+ON_FD(ssize_t, pwritev64v2, (int fd, const struct iovec *parts, int n, off64_t at, int how), (fd, parts, n, at, how),
+      total(parts, n))
 ON_FD(int, ftruncate, (int fd, off_t size), (fd, size), 0)
 ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size), 0)
 
 #define ON_SYNC(name)                              \
     int name(int fd) {                             \
         char path[4096];                           \
+        wait_at_gate(fd, "sync");                  \
         if (root[0] && path_of(fd, path, sizeof path)) { \
             if (fails()) return -1;                \
             keep(fd, path);                        \

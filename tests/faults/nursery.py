@@ -14,7 +14,6 @@ import ctypes
 import importlib
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
@@ -27,8 +26,6 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 PATIENCE_S = 60.0
-START_S = 110.0
-"""It imports a compiler, on a machine that may be busy with other tests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ class Child:
         What it has said on standard error so far; what is no JSON is the `event` of a line of its own.
     """
 
-    def __init__(self, nursery: Nursery, pid: int, said: Path) -> None:
+    def __init__(self, nursery: Nursery, pid: int, said: int) -> None:
         self._nursery = nursery
         self._said = said
         self._code: int | None = None
@@ -103,11 +100,10 @@ class Child:
         return self._end(signal.SIGTERM)
 
     def wait(self) -> int:
-        """Wait until it has ended; its exit code, or minus the signal."""
+        """Wait until it has ended, however long a disk takes for its last write; its exit code, or minus the signal."""
         if self._code is None:
+            self._reader.join()  # its end closes its log
             self._code = self._nursery.wait(self.pid)
-            self._reader.join(PATIENCE_S)
-            self._said.unlink()
         return self._code
 
     def _end(self, number: signal.Signals) -> int:
@@ -117,7 +113,7 @@ class Child:
         return self.wait()
 
     def _read(self) -> None:
-        with self._said.open() as stream:
+        with os.fdopen(self._said) as stream:
             for text in stream:
                 try:
                     line = json.loads(text)
@@ -155,10 +151,7 @@ class Nursery:
             env=environ,
             text=True,
         )
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-        assert self._answers.get(timeout=START_S) == "ready"
+        assert self._answer() == "ready"
 
     def daemon(self, store: Path, settings: Mapping[str, str], *, disk: Disk | None = None) -> Child:
         """`tilecast run` with these options; not yet ready."""
@@ -171,16 +164,15 @@ class Nursery:
         return self._fork({"call": function, "arguments": arguments}, disk)
 
     def wait(self, pid: int) -> int:
-        """Wait for the end of a child."""
+        """The exit code of a child that has ended."""
         return int(self._ask({"wait": pid}))
 
     def close(self) -> None:
         """End it; children that are left are killed."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(PATIENCE_S)
-        self._listener.join(PATIENCE_S)
         assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
         self._process.stdout.close()
 
     def _fork(self, request: dict[str, Any], disk: Disk | None) -> Child:
@@ -188,8 +180,13 @@ class Nursery:
         self._n += 1
         said = self._folder / f"said-{self._n}"
         os.mkfifo(said)
+        # Open at both ends before there is a child: its end, however early, is then seen as the end of what it says.
+        listening = os.open(said, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(listening, True)
         asked = request | {"said": str(said), "disk": None if disk is None else asdict(disk)}
-        return Child(self, int(self._ask(asked)), said)
+        pid = int(self._ask(asked))
+        said.unlink()
+        return Child(self, pid, listening)
 
     def _ask(self, request: dict[str, Any]) -> str:
         assert self._process.stdin is not None
@@ -198,12 +195,10 @@ class Nursery:
         return self._answer()
 
     def _answer(self) -> str:
-        return self._answers.get(timeout=PATIENCE_S)
-
-    def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line.strip())
+        answer = self._process.stdout.readline().strip()
+        assert answer, "the nursery has died; it says why on standard error"
+        return answer
 
     def __enter__(self) -> Nursery:
         return self
@@ -224,14 +219,15 @@ def compiled_shim(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _as_child(said: str) -> Iterator[None]:
+def _as_child(said: int) -> Iterator[None]:
     """The process has nothing of its parent's, and never comes back."""
     code = 70
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
         os.dup2(nothing, 1)
-        os.dup2(os.open(said, os.O_WRONLY), 2)
+        os.dup2(said, 2)
+        os.close(said)
         os.setpgid(0, 0)
         yield
         code = 0
@@ -245,8 +241,8 @@ def _as_child(said: str) -> Iterator[None]:
         os._exit(code)
 
 
-def _live(request: dict[str, Any]) -> None:
-    with _as_child(request["said"]):
+def _live(request: dict[str, Any], said: int) -> None:
+    with _as_child(said):
         module, _, name = request["call"].partition(":")
         function = getattr(importlib.import_module(module), name)
         if request["disk"] is not None:
@@ -286,9 +282,11 @@ def _serve() -> None:
             children.discard(request["wait"])
             answer = os.waitstatus_to_exitcode(status)
         else:
+            said = os.open(request["said"], os.O_WRONLY)
             answer = os.fork()
             if answer == 0:
-                _live(request)
+                _live(request, said)
+            os.close(said)
             children.add(answer)
         print(answer, file=answers, flush=True)
     for pid in children:

@@ -48,7 +48,7 @@ WAYS = [
 ]
 FOR_EVER = 1 << 40
 FEW = 8
-ALL = pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])
+ALL = pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(1200, func_only=True)])
 EXTENT = pytest.mark.parametrize("few", [True, ALL], ids=["few", "all"])
 
 

@@ -35,10 +35,12 @@ GUESTS = {
     "sources": """
         class Source:
             name = "rubbish"
-            def run(self, emit, stop):
-                emit([b"rubbish"])
-                emit([b"tc1/scope/guest/image", bytes(100)])
-                emit(["no bytes"])
+            def run(self, feed, stop):
+                with zmq.Context() as context, context.socket(zmq.DEALER) as door:
+                    door.connect(feed.endpoint)
+                    door.send_multipart([b"rubbish"])
+                    door.send_multipart([b"tc1/scope/guest/image", bytes(100)])
+                    door.send_multipart(["no bytes"])
         @hookimpl
         def tilecast_message_sources():
             return [Source()]
@@ -54,7 +56,8 @@ def install(folder: Path, guests: dict[str, str]) -> None:
         lines = text.strip("\n").splitlines()
         margin = len(lines[0]) - len(lines[0].lstrip())
         body = "\n".join(line[margin:] for line in lines)
-        (folder / f"guest_{name}.py").write_text(f"import threading\nfrom tilecast.hookspecs import hookimpl\n{body}\n")
+        imports = "import threading\nimport zmq\nfrom tilecast.hookspecs import hookimpl\n"
+        (folder / f"guest_{name}.py").write_text(f"{imports}{body}\n")
         entries.append(f"{name} = guest_{name}")
     about = folder / "guests-1.0.dist-info"
     about.mkdir()

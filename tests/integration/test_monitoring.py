@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 import pytest
@@ -204,9 +204,85 @@ def test_every_metric_of_the_alerts_exists(told: set[str]) -> None:
     assert used <= told
 
 
+def program(name: str) -> str:
+    """A program of the package prometheus."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} (package prometheus) is not here")
+    return found
+
+
+def panels() -> list[str]:
+    """What the dashboard asks, for all instances, as Grafana would ask it."""
+    found = expressions(json.loads((SYSTEMD / "grafana-dashboard.json").read_text()))
+    return [text.replace("$instance", ".*").replace("$__rate_interval", "4s") for text in found]
+
+
+def check_rules(file: Path) -> None:
+    done = subprocess.run([program("promtool"), "check", "rules", file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_prometheus_accepts_the_alerts() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool (package prometheus) is not here")
-    found = subprocess.run([promtool, "check", "rules", SYSTEMD / "alerts.rules.yml"], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
+    check_rules(SYSTEMD / "alerts.rules.yml")
+
+
+def test_prometheus_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(panels())]
+    (tmp_path / "rules.json").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    check_rules(tmp_path / "rules.json")
+
+
+#: Of a daemon to which nothing has happened these are empty.
+ONLY_IN_TROUBLE = ("drops_total", "plugin_failures_total", "plugin_missed_commits_total", "run_planned_frames")
+#: Not of a disk to which little is written.
+ONLY_IF_IT_FILLS = ("disk_full_in_seconds",)
+
+
+def test_a_prometheus_that_scrapes_a_daemon_fills_every_panel(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    prometheus = program("prometheus")
+    daemon = start_daemon(**MONITORED)
+    target = urlsplit(daemon.endpoints["metrics"]).netloc
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    scrape_config = {"job_name": "tilecast", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}
+    rules = str(SYSTEMD / "alerts.rules.yml")
+    config = {"rule_files": [rules], "scrape_configs": [scrape_config], "global": {"evaluation_interval": "1s"}}
+    (tmp_path / "prometheus.yml").write_text(json.dumps(config))
+    command = [prometheus, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb"]
+
+    def ask(path: str, **arguments: str) -> Any:
+        with urllib.request.urlopen(f"http://{listen}/api/v1/{path}?{urlencode(arguments)}", timeout=PATIENCE_S) as got:
+            return json.loads(got.read())["data"]
+
+    def is_up() -> bool:
+        try:
+            return any(one["value"][1] == "1" for one in ask("query", query="up")["result"])
+        except OSError:
+            return False
+
+    with (
+        (tmp_path / "prometheus.log").open("w") as log,
+        subprocess.Popen([*command, f"--web.listen-address={listen}"], stdout=log, stderr=log) as process,
+        Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam") as publisher,
+    ):
+        try:
+            until(is_up, "Prometheus scrapes the daemon")
+            publisher.start("watched", shape=(48, 64), dtype="<u2", px_um=(0.5, 0.5), n_expected=5)
+            publisher.image(np.zeros((48, 64), "<u2"), pos_um=(0.0, 0.0))
+            publisher.flush()
+            for text in panels():
+                if not any(name in text for name in (*ONLY_IN_TROUBLE, *ONLY_IF_IT_FILLS)):
+                    until(lambda text=text: ask("query", query=text)["result"], f"the panel of {text} shows something")
+                else:
+                    ask("query", query=text)  # no error
+            found = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+            assert len(found) > 5
+            until(
+                lambda: all(rule["health"] == "ok" for group in ask("rules")["groups"] for rule in group["rules"]),
+                "all alerts are evaluated",
+            )
+            firing = [rule["name"] for rule in found if rule["state"] == "firing"]
+            assert firing == [], "nothing is wrong with it"
+        finally:
+            process.terminate()

@@ -17,7 +17,7 @@ from integration.stored import assert_same, journalled_frames, reference_mosaic,
 from integration.talking import PATIENCE_S, PX_UM, SHAPE, Watcher, centre_um
 from tilecast.process import DaemonProcess
 from tilecast.service.copying import copy_run
-from tilecast.service.deletion import seen
+from tilecast.service.deletion import deletions, seen
 from tilecast.service.fsck import check_run
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_protocol.client import Client
@@ -184,6 +184,7 @@ def test_a_run_is_archived_removed_and_brought_back_beside_a_daemon(station: Sta
     assert "read again and checked" in said
     assert station.watch.notice(run, "deleted")["name"] == "archived"
     assert not station.folder(run).exists()
+    assert [entry["why"] for entry in deletions(station.root) if entry["run"] == run] == [f"archived as {path}"]
     tilecast(station.daemon, station.root, "unarchive", str(path))
     assert station.client.run(run)["frames"] == 6
     assert_holds(station.folder(run), sent)

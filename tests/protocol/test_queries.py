@@ -35,6 +35,7 @@ GOOD: dict[str, Any] = {
     "text": "a note",
     "force": True,
     "if_seen": [5, 6],
+    "why": "archived as /mnt/tape/liver.tar",
 }
 
 

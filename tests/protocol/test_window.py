@@ -189,9 +189,10 @@ def test_an_unknown_run_is_told_once_and_its_images_come_under_new_numbers(windo
         (5, "image", 0),
         (6, "image", 1),
         (7, "image", 2),
-        (8, "end", None),
     ]
-    assert window.acknowledged(ack(8)) == Settled((2, 3, 4, 5), ())
+    assert window.acknowledged(ack(7)) == Settled((2, 3, 4), ())
+    assert said(drain(window)) == [(8, "end", None)]
+    assert window.acknowledged(ack(8)) == Settled((5,), ())
     assert window.n_messages == window.n_images == 0
 
 
@@ -325,7 +326,48 @@ def test_open_runs_count_what_is_out_until_the_end_is_out(window: SendWindow) ->
     window.put(end(4), ticket=6)
     assert len(window.open_runs()) == 1
     drain(window)
+    assert len(window.open_runs()) == 1
+    window.acknowledged(ack(4))
+    drain(window)
     assert window.open_runs() == []
+
+
+def test_an_end_does_not_overtake_images_that_come_again(window: SendWindow) -> None:
+    window.put(end(3), ticket=5)
+    assert drain(window) == []
+    window.acknowledged(ack(1))
+    assert drain(window) == []
+    assert window.acknowledged(ack(3, _2="unknown-run", _3="unknown-run")) == Settled()
+    assert said(drain(window)) == [(4, "start", None), (5, "image", 1), (6, "image", 2)]
+    window.acknowledged(ack(5))
+    assert drain(window) == []
+    assert window.acknowledged(ack(6)) == Settled((4,), ())
+    assert said(drain(window)) == [(7, "end", None)]
+
+
+def test_an_end_waits_for_no_image_that_is_refused_for_good_nor_of_another_run(window: SendWindow) -> None:
+    other = "11111111-2222-4333-8444-555555555555"
+    window.put(image(0, run=other), ticket=5)
+    window.put(end(3), ticket=6)
+    drain(window)
+    window.acknowledged(ack(2, _3="disk-reserve"))  # which upto_seq does not cover yet
+    assert said(drain(window)) == [(5, "end", None)]
+
+
+def test_an_end_that_was_out_when_the_connection_was_lost_comes_again_at_once(window: SendWindow) -> None:
+    window.acknowledged(ack(3))
+    window.put(end(3), ticket=5)
+    drain(window)
+    window.disconnected()
+    window.greeted(welcome(upto_seq=3))
+    assert said(drain(window)) == [(4, "end", None)]
+
+
+def test_one_way_an_end_follows_its_images_at_once() -> None:
+    window = SendWindow(acknowledged=False, credit=4)
+    window.put(image(0), ticket=1)
+    window.put(end(1), ticket=2)
+    assert said(drain(window)) == [(0, "image", 0), (1, "end", None)]
 
 
 def test_one_way_everything_is_settled_when_the_socket_has_it() -> None:
@@ -363,6 +405,8 @@ class AnyHistory(RuleBasedStateMachine):
         self.settled: list[int] = []
         self.ticket = OWN
         self.n_frames = 0
+        self.has_finished = False  # the caller
+        self.has_ended = False  # as far as the daemon knows
         self._put(start())
 
     def _put(self, message: PublisherMessage) -> None:
@@ -374,10 +418,17 @@ class AnyHistory(RuleBasedStateMachine):
         self.settled += [rejected.ticket for rejected in settled.rejected]
         self.told.update(rejected.frame for rejected in settled.rejected if rejected.frame is not None)
 
+    @precondition(lambda self: not self.has_finished)
     @rule()
     def snap(self) -> None:
         self._put(image(self.n_frames))
         self.n_frames += 1
+
+    @precondition(lambda self: not self.has_finished and self.n_frames > 2)
+    @rule()
+    def finish(self) -> None:
+        self._put(end(self.n_frames))
+        self.has_finished = True
 
     @rule()
     def note(self) -> None:
@@ -447,7 +498,10 @@ class AnyHistory(RuleBasedStateMachine):
         elif isinstance(message, Image) and refuse:
             rejected = {f"_{message.seq}": "busy"}
         elif isinstance(message, Image):
+            assert not self.has_ended or message.frame in self.kept, "the end has overtaken an image"
             self.kept.add(message.frame)
+        elif isinstance(message, End):
+            self.has_ended = True
         self.answers.append(ack(self.upto_seq, credit, **rejected))
 
     @precondition(lambda self: self.answers)

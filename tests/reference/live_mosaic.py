@@ -73,8 +73,10 @@ class LiveMosaic:
 
     def flush(self, *, commit: bool = True) -> Batch | None:
         """Flush; commit it and all before it, or leave it on its way."""
+        pending_nbytes = self.pyramid.pending_nbytes
         batch = self.pyramid.flush()
         if batch is not None:
+            assert batch.nbytes <= pending_nbytes, "a batch holds more than was told"
             self.flushes += 1
             self.in_flight.append(batch)
         if commit:

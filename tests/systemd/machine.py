@@ -3,7 +3,8 @@
 It boots in about a second, enforces what units say, and is gone without a trace when it is closed. What it cannot do
 is what needs cgroup controllers (limits of memory and processor time), where the host keeps those for itself.
 
-tilecast is there as somebody would install it: an environment in /opt/tilecast, made of what the tests run with.
+tilecast is there as somebody would install it: an environment in /opt/tilecast, made of what the tests run with. A
+machine that is bare has none yet: only the libraries that tilecast needs, as an index of packages would have them.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ _NEEDED = ("unshare", "nsenter", "systemctl", "systemd-analyze", "ldconfig", "pi
 # Of the host's devices and kernel nothing may be changed from inside: /sys and /proc/sys are read-only, which systemd
 # understands as being in a container; then it leaves it to us to share mounts, without which nobody sees credentials.
 _BOOT = """
-root=$1; site=$2; source=$3; python=$4; kernels=$5; disk_nbytes=$6
+root=$1; site=$2; source=$3; python=$4; caches=$5; disk_nbytes=$6
 mount -t tmpfs -o mode=755 tmpfs "$root"
 cd "$root"
-mkdir -p usr etc/systemd/system var/lib/tilecast var/log/journal var/cache/tilecast run proc sys dev tmp root home
-mkdir -p opt/site opt/source opt/python opt/tilecast old
+mkdir -p usr etc/systemd/system var/lib/tilecast var/log/journal var/cache run proc sys dev tmp root home
+mkdir -p opt/site opt/source opt/python old
 for link in bin sbin lib lib64; do [ ! -L "/$link" ] || cp -d "/$link" "$link"; done
 bind() { mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; }
 bind /usr usr
 bind "$site" opt/site
 bind "$source" opt/source
 bind "$python" opt/python
-mount --bind "$kernels" var/cache/tilecast
+mount --bind "$caches" var/cache
 mount -t tmpfs -o "size=$disk_nbytes,mode=755" tmpfs var/lib/tilecast
 mount -t tmpfs -o mode=1777 tmpfs tmp
 mount -t proc proc proc
@@ -56,7 +57,9 @@ mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 mount -t tmpfs -o mode=755 tmpfs run
 cp -r "$7"/. .
-chmod 755 etc etc/systemd etc/systemd/system opt opt/tilecast opt/tilecast/bin
+chmod -R u=rwX,go=rX etc opt/tilecast
+chmod 755 opt home
+chown -R 1000:1000 home/scientist
 echo /opt/python/lib > etc/ld.so.conf
 pivot_root . old
 umount -l /old
@@ -89,15 +92,18 @@ class Machine:
 
     Parameters
     ----------
-    kernels : Path
-        A folder that becomes /var/cache/tilecast: what is compiled into it is there at the next boot.
+    caches : Path
+        A folder that becomes /var/cache: kernels that are compiled into it are there at the next boot.
     disk_nbytes : int
         Size of the disk of the runs.
+    is_bare : bool
+        tilecast is not installed.
     """
 
-    def __init__(self, kernels: Path, *, disk_nbytes: int = 512 << 20) -> None:
-        self._kernels = kernels
+    def __init__(self, caches: Path, *, disk_nbytes: int = 512 << 20, is_bare: bool = False) -> None:
+        self._caches = caches
         self._disk_nbytes = disk_nbytes
+        self._is_bare = is_bare
         self._work = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = 0
@@ -159,6 +165,8 @@ class Machine:
         folder = Path(self._work.enter_context(tempfile.TemporaryDirectory(prefix="tilecast-machine-")))
         (folder / "root").mkdir()
         _lay_out(folder / "files")
+        if not self._is_bare:
+            _put_tilecast_into(folder / "files/opt/tilecast")
         cgroups = _cgroups()
         assert cgroups is not None
         cgroup = cgroups / f"tilecast-test-{os.getpid()}"
@@ -170,7 +178,7 @@ class Machine:
             sysconfig.get_path("purelib"),
             ROOT,
             folder / "files" if base == Path("/usr") else base,
-            self._kernels,
+            self._caches,
             self._disk_nbytes,
             folder / "files",
         ]
@@ -259,6 +267,11 @@ class JournalReader:
                         self._changed.notify_all()
 
 
+_MINOR = f"python{sys.version_info.major}.{sys.version_info.minor}"
+#: The interpreter, inside; and where an environment has its packages.
+PYTHON = Path("/usr/bin" if Path(sys.base_prefix) == Path("/usr") else "/opt/python/bin") / _MINOR
+SITE = Path("lib") / _MINOR / "site-packages"
+
 _CLEAN = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "SYSTEMD_PAGER="]
 
 
@@ -267,19 +280,24 @@ def _lay_out(files: Path) -> None:
     (files / "etc").mkdir(parents=True)
     (files / "etc/passwd").write_text(
         "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        "scientist:x:1000:1000::/home/scientist:/bin/sh\n"
     )
-    (files / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    (files / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\nscientist:x:1000:\n")
+    (files / "home/scientist").mkdir(parents=True)
+    (files / "opt/tilecast").mkdir(parents=True)
     (files / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     (files / "etc/hostname").write_text("microscope\n")
     if Path("/etc/alternatives").is_dir():
         shutil.copytree("/etc/alternatives", files / "etc/alternatives", symlinks=True)
-    home = Path("/usr/bin") if Path(sys.base_prefix) == Path("/usr") else Path("/opt/python/bin")
-    minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    bin_, site = files / "opt/tilecast/bin", files / "opt/tilecast/lib" / minor / "site-packages"
+
+
+def _put_tilecast_into(environment: Path) -> None:
+    """Into an environment as `python3 -m venv` makes them."""
+    bin_, site = environment / "bin", environment / SITE
     bin_.mkdir(parents=True)
     site.mkdir(parents=True)
-    (bin_ / "python").symlink_to(home / minor)
-    (files / "opt/tilecast/pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
+    (bin_ / "python").symlink_to(PYTHON)
+    (environment / "pyvenv.cfg").write_text(f"home = {PYTHON.parent}\ninclude-system-site-packages = false\n")
     sources = [f"/opt/source/{name}" for name in ("daemon", "protocol", "plugins")]
     (site / "tilecast-here.pth").write_text("\n".join(["/opt/site", *sources, ""]))
     program = bin_ / "tilecast"

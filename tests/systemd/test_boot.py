@@ -1,8 +1,10 @@
-"""The service on a real systemd: installed, streamed into, killed, frozen, reloaded, starved of disk, ended.
+"""The service on a real systemd: installed, streamed into, killed, frozen, reloaded, starved of disk, ended; and what
+browsers see of it meanwhile.
 
 Boots a systemd of its own (`machine.py`): root on Linux with systemd; elsewhere it says why it is left out. The frames
 come from a process outside, over TCP. In the end nothing that was acknowledged is missing, and the mosaic is the
-reference's, bit for bit.
+reference's, bit for bit. A second machine is bare: tilecast comes as a wheel, is upgraded to a newer one in mid-scan,
+taken away, and installed by a user without root.
 
     uv run pytest -n0 -m systemd tests/systemd
 """
@@ -17,15 +19,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pytest
 
-from integration.scanning import assert_holds, pictures
-from systemd.machine import PATIENCE_S, JournalReader, Machine, why_not
+from integration.scanning import Pixels, assert_holds, pictures
+from systemd.machine import PATIENCE_S, PYTHON, ROOT, SITE, JournalReader, Machine, why_not
 from tilecast.service.fsck import check_run
 
 pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -34,6 +37,9 @@ TILECAST = "/opt/tilecast/bin/tilecast"
 RUNS = "/var/lib/tilecast/runs"
 CONFIG = "/etc/tilecast/tilecast.toml"
 MIB = 1 << 20
+WEB = "http://127.0.0.1:8750/api/v1"
+#: Rows and columns of the first frame of a scan that no other frame covers.
+OF_FIRST_FRAME = (4, 24, 5, 30)
 
 
 class Camera:
@@ -74,10 +80,10 @@ class Camera:
 
 
 @contextmanager
-def camera(machine: Machine, seed: int) -> Iterator[Camera]:
+def camera(machine: Machine, seed: int, port: int = 5570) -> Iterator[Camera]:
     script = Path(__file__).with_name("camera.py")
     process = subprocess.Popen(
-        [*machine.entering("net"), sys.executable, str(script), "tcp://127.0.0.1:5570", str(seed)],
+        [*machine.entering("net"), sys.executable, str(script), f"tcp://127.0.0.1:{port}", str(seed)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -90,17 +96,28 @@ def camera(machine: Machine, seed: int) -> Iterator[Camera]:
 
 
 @pytest.fixture
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+def caches(request: pytest.FixtureRequest) -> Path:
+    """What machines keep from one boot to the next."""
     if reason := why_not():
         pytest.skip(f"no systemd can be booted here: {reason}")
     assert request.config.cache is not None
-    kernels = Path(request.config.cache.mkdir("systemd-kernels"))
-    with Machine(kernels, disk_nbytes=512 * MIB) as booted:
+    return Path(request.config.cache.mkdir("systemd-caches"))
+
+
+@pytest.fixture
+def machine(caches: Path) -> Iterator[Machine]:
+    with Machine(caches, disk_nbytes=512 * MIB) as booted:
         yield booted
 
 
-def main_pid(machine: Machine) -> int:
-    return int(machine.show("tilecast.service", "MainPID"))
+@pytest.fixture
+def bare(caches: Path) -> Iterator[Machine]:
+    with Machine(caches, is_bare=True) as booted:
+        yield booted
+
+
+def main_pid(machine: Machine, unit: str = "tilecast.service") -> int:
+    return int(machine.show(unit, "MainPID"))
 
 
 def wait_for_restart(machine: Machine, journal: JournalReader, after: int, n_restarts: int) -> None:
@@ -112,29 +129,84 @@ def wait_for_restart(machine: Machine, journal: JournalReader, after: int, n_res
     assert machine.show("tilecast.service", "ActiveState") == "active"
 
 
-def wait_for_status(machine: Machine, text: str) -> None:
-    """Until `systemctl status` shows this; it is told once a second, and tells nobody."""
-    waiting, deadline = threading.Event(), time.monotonic() + PATIENCE_S
-    while text not in (status := machine.show("tilecast.service", "StatusText")):
-        assert time.monotonic() < deadline, status
+def until(look: Callable[[], Any], wanted: Callable[[Any], bool], patience_s: float = PATIENCE_S) -> Any:
+    """Look at what changes and tells nobody, until it is as wanted."""
+    waiting, deadline = threading.Event(), time.monotonic() + patience_s
+    while not wanted(found := look()):
+        assert time.monotonic() < deadline, found
         waiting.wait(0.1)
+    return found
+
+
+def wait_for_status(machine: Machine, text: str) -> None:
+    """Until `systemctl status` shows this; it is told once a second."""
+    until(lambda: machine.show("tilecast.service", "StatusText"), lambda status: text in status)
+
+
+def fetch(machine: Machine, address: str) -> tuple[int, bytes]:
+    """What a browser on the machine is answered: status and body; 0 if nobody answers."""
+    asking = (
+        "import sys, urllib.error, urllib.request\n"
+        "ask = lambda: urllib.request.urlopen(sys.argv[1], timeout=20)\n"
+        "try: status, body = (lambda answer: (answer.status, answer.read()))(ask())\n"
+        "except urllib.error.HTTPError as error: status, body = error.code, error.read()\n"
+        "except OSError as error: status, body = 0, str(error).encode()\n"
+        "sys.stdout.buffer.write(b'%d\\n' % status + body)"
+    )
+    command = [*machine.entering("net"), sys.executable, "-c", asking, address]
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=True)
+    status, _, body = done.stdout.partition(b"\n")
+    return int(status), body
+
+
+def wait_for_page(machine: Machine) -> None:
+    """Until the server of pages answers; when it is new here it compiles first."""
+    until(lambda: fetch(machine, f"{WEB}/runs"), lambda found: found[0] == 200, 4 * PATIENCE_S)
+
+
+def see_run(machine: Machine, run: str, sent: Pixels) -> dict[str, Any]:
+    """A run through the server of pages: a tile, a picture, and the pixels of its first frame as they were sent."""
+    status, body = fetch(machine, f"{WEB}/runs/{run}")
+    assert status == 200, body
+    found: dict[str, Any] = json.loads(body)
+    row0, row1, col0, col1 = OF_FIRST_FRAME
+    where = f"{WEB}/runs/{run}/region.raw?level=0&row0={row0}&row1={row1}&col0={col0}&col1={col1}"
+    status, body = fetch(machine, where)
+    assert status == 200, body
+    pixels = np.frombuffer(body, "<u2").reshape(row1 - row0, col1 - col0)
+    np.testing.assert_array_equal(pixels, sent[0][row0:row1, col0:col1])
+
+    def tile() -> tuple[int, bytes]:  # addresses change while the canvas grows
+        epoch = json.loads(fetch(machine, f"{WEB}/runs/{run}")[1])["epoch"]
+        return fetch(machine, f"{WEB}/runs/{run}/tiles/{epoch}/0/0/0/0/0/0.png")
+
+    assert until(tile, lambda answer: answer[0] == 200)[1].startswith(b"\x89PNG")
+    return found
 
 
 def install(machine: Machine) -> None:
-    shown = machine.run(TILECAST, "install")
+    shown = machine.run(TILECAST, "install", "--web")
     assert "would: write /etc/systemd/system/tilecast.service" in shown
     assert not machine.path("/etc/systemd/system/tilecast.service").exists()
-    machine.run(TILECAST, "install", "--apply")
-    assert "Nothing to do" in machine.run(TILECAST, "install")
-    assert machine.show("tilecast.service", "ActiveState") == "active"
+    machine.run(TILECAST, "install", "--web", "--apply")
+    assert "Nothing to do" in machine.run(TILECAST, "install", "--web")
+    for unit in ("tilecast", "tilecast-web"):
+        assert machine.show(f"{unit}.service", "ActiveState") == "active"
+        assert machine.run("systemctl", "is-enabled", unit).strip() == "enabled"
     wait_for_status(machine, "ready")
-    assert machine.run("systemctl", "is-enabled", "tilecast").strip() == "enabled"
+    wait_for_page(machine)
 
 
-def install_another(machine: Machine) -> None:
+def install_another(machine: Machine, folder: Path) -> None:
     """A second microscope, which other machines reach with keys: its secret is the service manager's to keep."""
     before = main_pid(machine)
     machine.run(TILECAST, "install", "--instance", "scope-2", "--port", "5590", "--apply")
+    with camera(machine, 9, port=5590) as scope:
+        scope.send(40)
+        assert scope.end() == {"frames": 40, "rejected": 0}
+    machine.run("systemctl", "stop", "tilecast@scope-2")
+    runs = "/var/lib/tilecast/scope-2/runs"
+    assert_holds(Path(shutil.copytree(machine.path(f"{runs}/{scope.run}"), folder / scope.run)), pictures(9, 40))
     machine.run(TILECAST, "keys", "new", "tilecast", "/etc/credstore")
     file = machine.path("/etc/tilecast/scope-2.toml")
     keys = "secret_key = '/run/credentials/tilecast@scope-2.service/tilecast.key_secret'"
@@ -144,6 +216,12 @@ def install_another(machine: Machine) -> None:
     assert machine.show("tilecast@scope-2.service", "ActiveState") == "active"
     assert machine.show("tilecast@scope-2.service", "IPAddressAllow") in ("::/0 0.0.0.0/0", "0.0.0.0/0 ::/0")
     assert main_pid(machine) == before, "the other one was not disturbed"
+    machine.run(TILECAST, "keys", "new", "viewer", "/root/keys")
+    machine.run("cp", "/root/keys/viewer.key", "/etc/tilecast/clients")
+    machine.run("systemctl", "restart", "tilecast@scope-2")
+    keys = ("--key", "/root/keys/viewer.key_secret", "--server-key", "/etc/credstore/tilecast.key")
+    said = machine.run(TILECAST, "top", "--once", "--endpoint", "tcp://127.0.0.1:5593", *keys)
+    assert "ready: takes a start" in said
 
 
 def check_units(machine: Machine) -> None:
@@ -156,9 +234,9 @@ def check_units(machine: Machine) -> None:
         assert float(found[1]) <= most, said
 
 
-def check_hardening(machine: Machine) -> None:
+def check_hardening(machine: Machine, unit: str = "tilecast.service") -> None:
     """What the unit says is in force, of this very process."""
-    said = machine.run("cat", f"/proc/{main_pid(machine)}/status")
+    said = machine.run("cat", f"/proc/{main_pid(machine, unit)}/status")
     status = dict(line.split(":\t", 1) for line in said.splitlines() if ":\t" in line)
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
@@ -166,17 +244,18 @@ def check_hardening(machine: Machine) -> None:
     assert "0" not in status["Uid"].split()
 
 
-def read_as_web(machine: Machine, run: str) -> dict[str, Any]:
-    """What the user of the web unit reads of a run that is being written."""
-    said = machine.run(
-        "systemd-run",
-        *("--wait", "--pipe", "--quiet"),
-        *("-p", "User=tilecast-web", "-p", "SupplementaryGroups=tilecast", "-p", "ProtectSystem=strict"),
-        *("-p", "PrivateUsers=yes", "-p", "PrivateTmp=yes", "-p", "UMask=0077"),
-        *(TILECAST, "info", run, "--json", "--set", f"store.path={RUNS}"),
-    )
-    found: dict[str, Any] = json.loads(said)
-    return found
+def check_web_shares_the_group(machine: Machine, run: str) -> None:
+    """The pages' user is another one, who reads all that a run is written into, by its group, and can write nothing."""
+    said = machine.run("cat", f"/proc/{main_pid(machine, 'tilecast-web.service')}/status")
+    status = dict(line.split(":\t", 1) for line in said.splitlines() if ":\t" in line)
+    files = [*machine.path(f"{RUNS}/{run}").glob("tiles*")]
+    assert {path.name.partition("-")[2] or path.suffix for path in files} >= {"wal", "shm"}, files
+    for file in files:
+        about = file.stat()
+        assert about.st_mode & 0o777 == 0o640, file
+        assert about.st_uid != int(status["Uid"].split()[0])
+        assert str(about.st_gid) in status["Groups"].split()
+    assert any(file.suffix == ".bin" for file in files), "the tiles themselves"
 
 
 def taken_out(machine: Machine, run: str, folder: Path) -> Path:
@@ -188,6 +267,7 @@ def test_a_life_of_the_service(machine: Machine, tmp_path: Path) -> None:
     install(machine)
     check_units(machine)
     check_hardening(machine)
+    check_hardening(machine, "tilecast-web.service")
     sent = pictures(7, 500)
     with (
         JournalReader(machine, "-u", "tilecast") as journal,
@@ -195,8 +275,24 @@ def test_a_life_of_the_service(machine: Machine, tmp_path: Path) -> None:
     ):
         journal.wait("run started", RUN=scope.run)
 
+        # Looked at in mid-scan; the pages die, and acquisition does not notice.
+        scope.send(30)
+        until(lambda: fetch(machine, f"{WEB}/runs/{scope.run}")[0], lambda status: status == 200)
+        until(lambda: json.loads(fetch(machine, f"{WEB}/runs/{scope.run}")[1])["rev"], lambda rev: rev > 0)
+        see_run(machine, scope.run, sent)
+        check_web_shares_the_group(machine, scope.run)
+        before, web = main_pid(machine), main_pid(machine, "tilecast-web.service")
+        n_said = sum(entry.get("PRIORITY", "6") < "6" for entry in journal.entries)
+        scope.begin(30)
+        machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "tilecast-web")
+        scope.sent()
+        until(lambda: main_pid(machine, "tilecast-web.service"), lambda pid: pid not in (0, web))
+        wait_for_page(machine)
+        see_run(machine, scope.run, sent)
+        assert main_pid(machine) == before
+        assert sum(entry.get("PRIORITY", "6") < "6" for entry in journal.entries) == n_said, "not a word of it"
+
         # Killed in mid-scan.
-        scope.send(60)
         after = len(journal.entries)
         scope.begin(200)
         machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "tilecast")
@@ -204,7 +300,7 @@ def test_a_life_of_the_service(machine: Machine, tmp_path: Path) -> None:
         scope.sent()
         scope.send(20)
         journal.wait("run loaded", after=after, RUN=scope.run)
-        assert read_as_web(machine, scope.run)["run"] == scope.run
+        see_run(machine, scope.run, sent)
 
         # Reloaded: what is wrong is refused, what is right holds.
         after = len(journal.entries)
@@ -254,6 +350,7 @@ def test_a_life_of_the_service(machine: Machine, tmp_path: Path) -> None:
         assert report["PRIORITY"] == "6"
         machine.run("systemctl", "stop", "tilecast")
         journal.wait("stopped", after=after)
+        assert see_run(machine, scope.run, sent)["state"] == "ended", "it is shown without a daemon, too"
     assert machine.show("tilecast.service", "Result") == "success"
     assert machine.show("tilecast.service", "ExecMainStatus") == "0"
     said = machine.run("journalctl", "--output=cat", f"RUN={scope.run}")
@@ -270,10 +367,108 @@ def test_a_life_of_the_service(machine: Machine, tmp_path: Path) -> None:
         machine.run(TILECAST, "install", "--apply", "--restart")
         scope.send(30)
         assert scope.end() == {"frames": 60, "rejected": 0}
-    install_another(machine)
+    install_another(machine, tmp_path)
     machine.run(TILECAST, "uninstall", "--apply")
-    assert machine.show("tilecast@scope-2.service", "ActiveState") == "inactive"
+    for unit in ("tilecast.service", "tilecast@scope-2.service", "tilecast-web.service"):
+        assert machine.show(unit, "ActiveState") == "inactive"
     assert not machine.path("/etc/systemd/system/tilecast.service").exists()
     assert machine.path(CONFIG).exists()
     again = pictures(8, 60)
     assert_holds(taken_out(machine, scope.run, tmp_path), again)
+
+
+# ---- a bare machine --------------------------------------------------------------------------------------------------
+
+
+def wheel(folder: Path, version: str) -> Path:
+    """A wheel of this checkout, as if it were of that version."""
+    source = folder / f"source-{version}"
+    for name in ("daemon", "protocol", "plugins", "systemd"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, source / name)
+    project = re.sub(r'^version = ".*"$', f'version = "{version}"', (ROOT / "pyproject.toml").read_text(), flags=re.M)
+    (source / "pyproject.toml").write_text(project)
+    command = ["uv", "build", "--quiet", "--wheel", "--out-dir", str(folder), str(source)]
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
+    return folder / f"tilecast-{version}-py3-none-any.whl"
+
+
+def pip_install(machine: Machine, file: Path, *options: str) -> None:
+    """As a technician would; what tilecast needs is there already, because this machine reaches no index."""
+    shutil.copy(file, machine.path(f"/root/{file.name}"))
+    machine.run("/opt/tilecast/bin/pip", "install", "--no-index", "--no-deps", *options, f"/root/{file.name}")
+    for package in ("daemon/tilecast", "protocol/tilecast_protocol", "plugins/tilecast_plugins"):
+        for source in (ROOT / package).rglob("*.py"):  # as old as they are: what they were compiled into still holds
+            installed = machine.path(f"/opt/tilecast/{SITE}/{source.relative_to((ROOT / package).parent)}")
+            os.utime(installed, ns=(source.stat().st_mtime_ns,) * 2)
+
+
+def as_scientist(machine: Machine, *command: str) -> str:
+    """Run a command as a user without rights, with a service manager of their own."""
+    who = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--")
+    return machine.run(*who, "env", "HOME=/home/scientist", "XDG_RUNTIME_DIR=/run/user/1000", *command)
+
+
+def start_manager_of_scientist(machine: Machine) -> None:
+    """As their first login does."""
+    machine.run("install", "-d", "-o", "1000", "-g", "1000", "/var/cache/scientist")
+    machine.run("ln", "-s", "/var/cache/scientist", "/home/scientist/.cache")
+    whose = ("--unit=scientist", "--uid=1000", "--gid=1000", "--setenv=HOME=/home/scientist")
+    where = ("-p", "RuntimeDirectory=user/1000", "-p", "RuntimeDirectoryMode=0700")
+    kind = ("-p", "Type=notify", "-p", "Delegate=yes", "--setenv=XDG_RUNTIME_DIR=/run/user/1000")
+    machine.run("systemd-run", *whose, *where, *kind, "/lib/systemd/systemd", "--user")
+
+
+@pytest.mark.timeout(900)
+def test_a_wheel_its_upgrade_and_a_user_without_root(bare: Machine, tmp_path: Path) -> None:
+    machine = bare
+    machine.run(str(PYTHON), "-m", "venv", "/opt/tilecast")
+    machine.write(f"/opt/tilecast/{SITE}/libraries.pth", "/opt/site\n")
+    pip_install(machine, wheel(tmp_path, "0.1.90"))
+    assert "0.1.90" in machine.run(TILECAST, "--version")
+    machine.run(TILECAST, "install", "--apply")
+    assert "Nothing to do" in machine.run(TILECAST, "install")
+    unit = machine.path("/etc/systemd/system/tilecast.service")
+    assert "(tilecast 0.1.90)" in unit.read_text()
+
+    # A newer one, in mid-scan.
+    sent = pictures(10, 60)
+    with camera(machine, 10) as scope:
+        scope.send(30)
+        before = main_pid(machine)
+        pip_install(machine, wheel(tmp_path, "0.1.91"), "--upgrade")
+        assert main_pid(machine) == before, "the old one goes on meanwhile"
+        scope.begin(20)
+        machine.run(TILECAST, "install", "--restart", "--apply")
+        scope.sent()
+        assert "(tilecast 0.1.91)" in unit.read_text()
+        assert main_pid(machine) not in (0, before)
+        scope.send(10)
+        assert scope.end() == {"frames": 60, "rejected": 0}
+    assert "Nothing to do" in machine.run(TILECAST, "install")
+
+    # Taken away: what is left is the configuration, the runs, and the users.
+    machine.run(TILECAST, "uninstall", "--apply")
+    assert "Nothing to do" in machine.run(TILECAST, "uninstall")
+    left = machine.run("find", "/etc", "-name", "*tilecast*").split()
+    assert sorted(left) == ["/etc/tilecast", CONFIG]
+    assert machine.show("tilecast.service", "LoadState") == "not-found"
+    assert_holds(taken_out(machine, scope.run, tmp_path), sent)
+
+    # For one user.
+    start_manager_of_scientist(machine)
+    as_scientist(machine, TILECAST, "install", "--user")
+    as_scientist(machine, TILECAST, "install", "--user", "--apply")
+    assert "Nothing to do" in as_scientist(machine, TILECAST, "install", "--user")
+    assert as_scientist(machine, "systemctl", "--user", "is-active", "tilecast").strip() == "active"
+    assert as_scientist(machine, "systemd-analyze", "--user", "verify", "tilecast.service") == ""
+    with camera(machine, 11) as scope:
+        scope.send(40)
+        as_scientist(machine, "systemctl", "--user", "reload", "tilecast")
+        as_scientist(machine, "systemctl", "--user", "kill", "--kill-whom=main", "--signal=KILL", "tilecast")
+        scope.send(20)
+        assert scope.end() == {"frames": 60, "rejected": 0}
+    as_scientist(machine, TILECAST, "uninstall", "--user", "--apply")
+    runs = machine.path("/home/scientist/.local/share/tilecast/runs")
+    assert_holds(Path(shutil.copytree(runs / scope.run, tmp_path / scope.run)), pictures(11, 60))

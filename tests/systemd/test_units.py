@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tilecast.service.config import load
-from tilecast.service.install import limits, service_toml
+from tilecast.service.install import drop_in, limits, service_toml
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
 SYSTEM = sorted(UNITS.glob("*.service"))
@@ -70,8 +70,25 @@ def test_an_instance_is_hardened_and_limited_as_the_only_daemon_is() -> None:
 @pytest.mark.parametrize("path", [path for path in ALL if "web" not in path.name and "kernels" not in path.name])
 def test_memory_limits_are_in_step_with_the_budgets(path: Path) -> None:
     high, most = limits(load(environ={}))
-    assert dict(settings(path))["MemoryHigh"] == f"{high >> 30}G"
-    assert dict(settings(path))["MemoryMax"] == f"{most >> 30}G"
+    assert dict(settings(path))["MemoryHigh"] == f"{high >> 20}M"
+    assert dict(settings(path))["MemoryMax"] == f"{most >> 20}M"
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if "kernels" not in path.name], ids=lambda path: path.name)
+def test_what_fails_is_tried_again_for_minutes_and_not_for_ever(path: Path) -> None:
+    """Whatever the age of systemd: what does not know `RestartSteps` waits equally long each time."""
+    unit = dict(settings(path))
+    delay_s, window_s = float(unit["RestartSec"].removesuffix("s")), 60 * int(unit["StartLimitIntervalSec"][:-3])
+    assert not any(name.startswith("RestartSteps") for name in unit), "an old systemd would complain"
+    assert 120 <= int(unit["StartLimitBurst"]) * delay_s < window_s / 2, "it is reached, also by one that takes a while"
+    if "web" in path.name:
+        return
+    newer = dict(line.split("=") for line in drop_in(load(environ={}), 254).splitlines() if "=" in line)
+    n, longest_s, burst = int(newer["RestartSteps"]), 60.0, int(newer["StartLimitBurst"])
+    assert newer["RestartMaxDelaySec"] == "1min"
+    growth = (longest_s / delay_s) ** (1 / n)  # steps of equal ratio, as systemd has it
+    delays_s = [min(longest_s, delay_s * growth**number) for number in range(burst)]
+    assert 120 <= sum(delays_s) < window_s / 2
 
 
 def test_the_example_explains_every_option() -> None:

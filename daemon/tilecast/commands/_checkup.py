@@ -30,10 +30,12 @@ from tilecast.commands.common import format_bytes
 from tilecast.errors import ConfigError
 from tilecast.ingest.room import Room, next_room
 from tilecast.process import DaemonProcess
+from tilecast.service.budgets import memory_needs
 from tilecast.service.config import SOCKETS, Config
 from tilecast.service.disk import reserves_of, total_and_free
 from tilecast.service.forecast import sentence
 from tilecast.service.sockets import Sockets
+from tilecast.service.warmup import ON_FIRST_USE, cache_folders
 from tilecast_protocol.client import Client
 from tilecast_protocol.errors import DisconnectedError, TilecastError
 from tilecast_protocol.publisher import Publisher
@@ -50,7 +52,6 @@ _TYPICAL_FRAME_NBYTES: Final = 2 * 2048 * 2048
 _TCP_BUFFER_BYTES: Final = 4 << 20
 _FILES: Final = 1024
 _TOO_FEW_FILES: Final = 256
-_OTHER_NEEDS_BYTES: Final = 512 << 20
 _MAX_CLOCK_ERROR_S: Final = 0.1
 _ANSWER_S: Final = 3.0
 _DAEMON_S: Final = 120.0
@@ -128,29 +129,21 @@ def check_python(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
 
 def check_kernels(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
     """Whether compiled kernels can be kept."""
+    advice = "set NUMBA_CACHE_DIR to a folder that the daemon may write"
     try:
-        from tilecast import kernels
-    except RuntimeError as error:  # numba has found no folder at all
-        advice = "set NUMBA_CACHE_DIR to a folder that the daemon may write"
+        folders = cache_folders()
+    except RuntimeError as error:
         yield Finding(check="numba cache", verdict=Verdict.FAIL, found=str(error), advice=advice)
         return
-    paths = {
-        Path(found.stats.cache_path)
-        for found in vars(kernels).values()
-        if hasattr(found, "stats") and getattr(found.stats, "cache_path", None)
-    }
-    for path in sorted(paths):
-        if not _can_write(path):
-            yield Finding(
-                check="numba cache",
-                verdict=Verdict.WARN,
-                found=f"{path} cannot be written: kernels are compiled anew at each start, half a minute",
-                advice="set NUMBA_CACHE_DIR to a folder that the daemon may write",
-            )
-        else:
-            compiled = len(list(path.glob("*.nbc"))) if path.is_dir() else 0
-            what = f"{compiled} compiled kernels in it" if compiled else "empty: the first start takes half a minute"
-            yield Finding(check="numba cache", verdict=Verdict.OK, found=f"{path} can be written; {what}")
+    shown = " and ".join(map(str, folders))
+    closed = [path for path in folders if not _can_write(path)]
+    if closed:
+        found = f"{' and '.join(map(str, closed))} cannot be written: kernels are compiled anew at each start"
+        yield Finding(check="numba cache", verdict=Verdict.WARN, found=f"{found}, {ON_FIRST_USE}", advice=advice)
+    else:
+        compiled = sum(len(list(path.glob("*.nbc"))) for path in folders if path.is_dir())
+        what = f"{compiled} compiled kernels in it" if compiled else f"empty: the first start takes {ON_FIRST_USE}"
+        yield Finding(check="numba cache", verdict=Verdict.OK, found=f"{shown} can be written; {what}")
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------------
@@ -254,11 +247,7 @@ def check_memory(config: Config, _camera: Camera | None) -> Iterator[Finding]:
     import psutil
 
     total = int(psutil.virtual_memory().total)
-    budgets = (
-        config.blend.budget_bytes + config.blend.queue_bytes + config.store.queue_bytes + config.ingest.queue_bytes
-        + config.ingest.hold_bytes + config.viewers.unread_bytes_of_all + config.viewers.queue_bytes
-    )  # fmt: skip
-    needed = budgets + _OTHER_NEEDS_BYTES
+    needed = sum(memory_needs(config).values())
     found = f"{format_bytes(total)}; the daemon may take {format_bytes(needed)} when all its budgets are used up"
     if needed > total:
         advice = "make blend.budget_bytes, blend.queue_bytes and viewers.unread_bytes_of_all smaller"

@@ -18,6 +18,7 @@ from tilecast.errors import RunLockedError, StoreError
 if TYPE_CHECKING:
     from tilecast.service.config import Config
     from tilecast.store.folders import FoundRun
+    from tilecast.store.sqlite_store import SqliteStore
     from tilecast_protocol.client import Client
 
 T = TypeVar("T")
@@ -127,6 +128,26 @@ def give_order(
     confirm(found.run, facts_of(found))
     with _local_daemon(config, found.folder.parent, remote, _ANSWERS_WITHIN_S) as client:
         return found.run, alone(found) if client is None else ask(client, found.run)
+
+
+def write_into(
+    config: Config, run: str, remote: Remote, cmd: str, words: dict[str, Any], here: Callable[[SqliteStore], object]
+) -> str:
+    """Have words of a person written into a run's store: by its daemon, with the query `cmd`, or by `here`; the run."""
+
+    def alone(found: FoundRun) -> None:
+        from tilecast.store.sqlite_store import SqliteStore
+        from tilecast_protocol.queries import make_query
+
+        make_query(cmd, run=found.run, **words)  # refuses what a daemon would
+        with SqliteStore.open(found.folder) as store:
+            here(store)
+
+    def ask(client: Client, run: str) -> None:
+        client.ask(cmd, run=run, **words)
+
+    done, _ = give_order(config, run, remote, ask=ask, alone=alone)
+    return done
 
 
 def facts_of(found: FoundRun) -> dict[str, Any]:

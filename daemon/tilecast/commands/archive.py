@@ -50,12 +50,13 @@ def command(invocation: Invocation, run: str, file: Path, remove: bool, yes: boo
         seen = archive_run(found.folder, path, progress=progress)
     click.echo(f"archived {found.run}: {format_bytes(path.stat().st_size)} in {path}, read again and checked")
     if remove:
+        why = f"archived as {path.resolve()}"
 
         def ask(client: Client, run: str) -> None:
-            client.delete(run, if_seen=seen)
+            client.delete(run, if_seen=seen, why=why)
 
         def alone(found: FoundRun) -> None:
-            delete_run(found.folder, f"archived as {path.resolve()}", if_seen=seen)
+            delete_run(found.folder, why, if_seen=seen)
 
         try:
             give_order(config, str(found.folder), Remote(), ask=ask, alone=alone)

@@ -167,7 +167,7 @@ def command(
     _check_room(parent, n_frames * scan.frame_nbytes * _DISK_PER_PIXEL_BYTE + _DISK_BYTES)
     machine, file_system = this_machine(), file_system_of(parent)
     click.echo(f"The store lies in {parent}: {file_system}.")
-    click.echo("Making frames and measuring this machine (on first use kernels are compiled: up to half a minute) …")
+    click.echo("Making frames and measuring this machine (compiling, once: up to a minute) …")
     with stopped_by_signals() as stop, _temporary_folder(parent, keep=keep) as own:
         with progress("making frames", FramePool.n_steps(scan)) as step:
             pool = FramePool(scan, on_step=step)

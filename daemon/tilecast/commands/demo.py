@@ -1,4 +1,4 @@
-"""`tilecast demo`: a daemon, the live page and a simulated microscope, to see in half a minute what this is.
+"""`tilecast demo`: a daemon, the live page and a simulated microscope, to see what this is.
 
 Nothing here is pretended but the specimen: the daemon is a process of its own, started as `tilecast run` would be, and
 so is the page; the camera and the stage are two publishers that talk to the daemon over TCP; frames carry no positions
@@ -253,9 +253,9 @@ def _prepare_folder(out: Path, acquisition: Acquisition, n_runs: int) -> None:
 
 def _warm_up() -> None:
     """Compile in this process, where progress can be shown; the daemon then finds everything compiled."""
-    from tilecast.service.warmup import warm_up
+    from tilecast.service.warmup import ON_FIRST_USE, warm_up
 
-    click.echo("Loading kernels (on first use they are compiled: up to half a minute) …")
+    click.echo(f"Loading kernels (on first use they are compiled: {ON_FIRST_USE}) …")
     seconds = warm_up()
     if seconds > 5:
         click.echo(f"Compiled in {seconds:.0f} s; the next start is quick.")

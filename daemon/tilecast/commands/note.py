@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from tilecast.commands._daemon import Remote, give_order, takes_remote
+from tilecast.commands._daemon import Remote, takes_remote, write_into
 from tilecast.commands.common import Invocation, tilecast_command
-
-if TYPE_CHECKING:
-    from tilecast.store.folders import FoundRun
 
 
 @tilecast_command("note")
@@ -28,20 +24,6 @@ def command(
     reads it from standard input.
     """
     said = sys.stdin.read().strip() if text == "-" else text
-
-    def alone(found: FoundRun) -> None:
-        from tilecast.store.sqlite_store import SqliteStore
-        from tilecast_protocol.queries import make_query
-
-        make_query("note", run=found.run, text=said)  # refuses what a daemon would
-        with SqliteStore.open(found.folder) as store:
-            store.add_note(said)
-
-    done, _ = give_order(
-        invocation.config,
-        run,
-        Remote(daemon, key, daemon_key),
-        ask=lambda client, run: client.note(run, said),
-        alone=alone,
-    )
+    remote = Remote(daemon, key, daemon_key)
+    done = write_into(invocation.config, run, remote, "note", {"text": said}, lambda store: store.add_note(said))
     click.echo(f"noted in {done}")

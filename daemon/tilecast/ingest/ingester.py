@@ -27,7 +27,7 @@ import structlog
 import zmq
 from numpy.typing import NDArray
 
-from tilecast.errors import CalibrationError, StoreError
+from tilecast.errors import StartRefusedError, StoreError
 from tilecast.geometry import Placement
 from tilecast.histogram import Histogram
 from tilecast.ingest.journalled import Journalled, read_record
@@ -55,7 +55,6 @@ from tilecast.ingest.verdicts import (
     RunRecord,
     Unload,
 )
-from tilecast.queues import ByteQueue
 from tilecast_protocol import pzf
 from tilecast_protocol.errors import JournalError, MalformedError, PZFError, QueryError, TilecastError
 from tilecast_protocol.journal import Journal, RecordKind
@@ -300,7 +299,6 @@ class Ingester:
         self._recent: OrderedDict[tuple[str, int], tuple[NDArray[Any], int]] = OrderedDict()
         self._recent_nbytes = 0
         self._orders: deque[Callable[[], None]] = deque()
-        self._inbox: ByteQueue[list[bytes | memoryview]] = ByteQueue("sources", options.recent_bytes)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()  # held for a moment: orders come until the thread has ended, and none later
         self._ended = False
@@ -444,12 +442,6 @@ class Ingester:
         now = time.monotonic()
         return {run: why for run, (until, why) in list(self._not_loadable.items()) if now < until}
 
-    def emit(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Take a message from a plugin as from a socket; waits while ingest is behind."""
-        message = list(parts)
-        if self._inbox.put(message, sum(memoryview(part).nbytes for part in message)):
-            self.wake()
-
     def loaded(self) -> list[str]:
         """Runs that are loaded."""
         return list(self._runs)
@@ -479,7 +471,6 @@ class Ingester:
                 last.callback(self._close_sockets)
                 last.callback(self._last_acks)
                 last.callback(self.syncer.close)
-                last.callback(self._inbox.close)
                 last.callback(self._give_back_verified)
                 self._loop()
                 self._last_messages()
@@ -521,7 +512,6 @@ class Ingester:
             for socket, path in paths.items():
                 if ready.get(socket):
                     self._read(socket, path)
-            self._read_inbox()
             self._take_durable()
             now = time.monotonic()
             if now >= next_tick:
@@ -531,10 +521,7 @@ class Ingester:
             self._send_acks()
 
     def _last_messages(self) -> None:
-        """What has been taken over from plugins and PUSH sockets, who think that it has arrived; then the last word."""
-        self._inbox.close()
-        while (parts := self._inbox.get()) is not None:
-            self._handle(parts, IngestPath.PULL, None)
+        """What has been taken over from PUSH sockets, who think that it has arrived; then the last word."""
         for socket in self._sockets.get(IngestPath.PULL, ()):
             for _ in range(socket.rcvhwm):  # no more: who goes on sending would keep us for ever
                 if not self._read_one(socket, IngestPath.PULL):
@@ -700,13 +687,6 @@ class Ingester:
             self._handle(frames, path, None)
         return True
 
-    def _read_inbox(self) -> None:
-        while self._sink.has_room:
-            parts = self._inbox.get(timeout_s=0)
-            if parts is None:
-                return
-            self._handle(parts, IngestPath.PULL, None)
-
     def _handle(self, parts: Sequence[Any], path: IngestPath, identity: bytes | None) -> None:
         """One message, from whichever door."""
         now_ns = time.time_ns()
@@ -841,7 +821,7 @@ class Ingester:
             # Only where nobody can be told to send the start again with all it needs is the run made without.
             one_way = accept.path is not IngestPath.ACK
             run, held = self._keeper.create(record, may_lack_calibration=one_way)
-        except CalibrationError as error:
+        except StartRefusedError as error:
             self._refuse(accept, "calibration-missing", str(error))
             return None
         except (StoreError, JournalError, OSError) as error:
@@ -879,7 +859,9 @@ class Ingester:
             payload = message.parts[0]
         else:
             pixels = np.frombuffer(message.parts[0], dtype=start.dtype).reshape(start.shape)
-            payload = pzf.encode_image(pixels, frame_num=message.frame & 0xFFFFFFFF, timestamp=message.t_ns)
+            # With a code from a sample of the frame: half a percent longer than its own, in two thirds of the time.
+            numbers = {"frame_num": message.frame & 0xFFFFFFFF, "timestamp": message.t_ns}
+            (payload,) = pzf.encode_images([pixels], **numbers)
         self.encode_s += time.monotonic() - began
         return pixels, (payload,)
 

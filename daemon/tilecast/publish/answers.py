@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecast.geometry import Canvas, Placement, PlaneKey, Rect, TileKey
+from tilecast.geometry import Canvas, PlaneKey, Rect, TileKey
 from tilecast.store.coverage import coverage_bits, coverage_unpack
 from tilecast.store.tile_store import RunInfo, TileReader, TileStamp
 from tilecast_protocol import pzf
@@ -171,7 +171,7 @@ def placements(reader: TileReader, query: dict[str, Any], unplaced: dict[str, An
     values: dict[str, Any] = {
         "epoch": info.epoch,
         "rev": info.rev,
-        "placements": [_placement(row.placement, row.rev) for row in rows[:limit]],
+        "placements": [row.told for row in rows[:limit]],
         "more": more,
     }
     if not more:
@@ -259,19 +259,3 @@ def _fill(fill: float | None, dtype: np.dtype[Any]) -> float:
 
 def _stamp(stamp: TileStamp) -> list[int]:
     return [*stamp.plane, *stamp.key, stamp.rev]
-
-
-def _placement(placement: Placement, rev: int) -> list[Any]:
-    """[frame, view, t, c, z, row, col, height, width, source, index, rev]."""
-    return [
-        placement.frame,
-        placement.view,
-        *placement.plane,
-        placement.row,
-        placement.col,
-        placement.height,
-        placement.width,
-        placement.source,
-        placement.index,
-        rev,
-    ]

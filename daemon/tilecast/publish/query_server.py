@@ -28,7 +28,7 @@ import zmq.asyncio
 from tilecast.publish import answers
 from tilecast.publish.answers import Answer
 from tilecast.publish.open_readers import OpenReaders
-from tilecast.store.folders import folder_nbytes, list_runs, run_folder
+from tilecast.store.folders import RunList, folder_nbytes, run_folder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import StoreUnfinishedError
 from tilecast_protocol.errors import QueryError, TilecastError
@@ -189,6 +189,7 @@ class QueryServer:
     ) -> None:
         self._socket = socket
         self._root = root
+        self._list = RunList(root)
         self._operations = operations
         self._is_operator = is_operator
         self._max_region_pixels = max_region_pixels
@@ -393,7 +394,7 @@ class QueryServer:
     def _runs(self) -> list[dict[str, Any]]:
         damaged = self._operations.damaged()
         rows = []
-        for found in list_runs(self._root):
+        for found in self._list.runs():
             if found.info is None:
                 is_making = found.making and found.run not in damaged
                 row = {"run": found.run, "state": "making" if is_making else "damaged", "error": found.error}

@@ -40,7 +40,7 @@ from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.room import Room
 from tilecast.ingest.verdicts import NO_LONGER, IngestPath
-from tilecast.plugins import CommitTeller, Plugins, SourceThreads
+from tilecast.plugins import Plugins, SourceThreads, Teller
 from tilecast.publish.notifier import Notifier
 from tilecast.publish.query_server import QueryServer
 from tilecast.queues import ByteQueue
@@ -166,11 +166,12 @@ class Daemon:
             raise ConfigError(f"store.path = {self._root} cannot be made: {error}") from error
         with (
             Patience(self._manager, lambda: "opening the journals of open runs") as patience,
-            contextlib.closing(Sockets(self._config)) as sockets,
+            contextlib.closing(Sockets(self._config, with_feed=self._has_sources())) as sockets,
         ):
             self._patience = patience
             ingest, notify, query = sockets.ingest(IngestPath), sockets.notify(), sockets.query()
             self.endpoints = sockets.endpoints
+            self._feed = sockets.feed
             self._build(loop, ingest, notify)
             with self._monitoring():
                 self._start()
@@ -230,13 +231,13 @@ class Daemon:
                 loop.call_soon_threadsafe(self._stop.set)
 
         self._notifier = Notifier(notify, wake_loop)
-        self._teller = CommitTeller(self._plugins)
+        self._teller = Teller(self._plugins)
         self._blender = Blender(
             self._blend_queue,
             self._store_queue,
             budget_bytes=config.blend.budget_bytes,
             commit_interval_s=config.store.commit_interval_ms / 1e3,
-            batch_bytes=config.store.queue_bytes // 4,
+            batch_bytes=config.store.queue_bytes // 2,
             on_failure=failed,
         )
         self._ingester = Ingester(
@@ -288,7 +289,10 @@ class Daemon:
         self._committer.start()
         self._blender.start()
         self._ingester.start()
-        self._sources = SourceThreads(self._plugins.message_sources(self._config.instrument), self._ingester.emit)
+        self._sources = SourceThreads(self._plugins, self._feed, self._config.instrument)
+
+    def _has_sources(self) -> bool:
+        return bool(self._plugins.listeners("tilecast_message_sources"))
 
     def _verified(self) -> None:
         """Sockets are bound, and what was acknowledged is known to be there: whoever waits for us may go on."""
@@ -363,9 +367,9 @@ class Daemon:
 
     async def _heartbeat(self) -> None:
         while True:
-            self._beat_s = time.monotonic()
-            self._rates.sample(self._beat_s, self._counters())
-            self._forecast.sample(self._beat_s, self._disk.free_bytes)
+            now_s = time.monotonic()
+            self._rates.sample(now_s, self._counters())
+            self._forecast.sample(now_s, self._disk.free_bytes)
             self._beat()
             self._plugins.watch()
             summarise_floods()
@@ -374,7 +378,8 @@ class Daemon:
             await asyncio.sleep(_HEARTBEAT_S)
 
     def _feed_watchdog(self) -> None:
-        hanging = self._watch.hanging(self._stages(), time.monotonic())
+        self._beat_s = time.monotonic()
+        hanging = self._watch.hanging(self._stages(), self._beat_s)
         if hanging and hanging != self._hanging:
             log.critical("threads hang; a watchdog, where there is one, will start the daemon anew", threads=hanging)
         self._hanging = hanging
@@ -517,12 +522,9 @@ class Daemon:
                 )
             },
             "notify": {slot: getattr(found, slot) for found in (self._notifier.stats(),) for slot in found.__slots__},
-            "plugins": {
-                "names": self._plugins.names,
-                "failed": self._plugins.failed,
-                "errors": self._plugins.errors,
-                "hanging": self._plugins.hanging(),
-                "disabled": self._plugins.disabled,
+            "plugins": self._plugins.stats()
+            | {
+                "sources": self._sources.stats(),
                 "n_missed_commits": self._teller.n_missed,
             },
         }
@@ -532,6 +534,8 @@ class Daemon:
         problems = []
         if self._state != "ready":
             problems.append(f"the daemon is {self._state}")
+        not_alive = self._why_not_alive()
+        problems += not_alive
         if not self._blend_queue.has_room:
             problems.append("frames come faster than they can be blended; publishers are slowed")
         if self._disk.room() is not Room.OK:
@@ -544,11 +548,10 @@ class Daemon:
         problems += [f"the mosaic of run {run.run} is stuck: {run.stuck}" for run in self._stuck()]
         problems += [f"run {run} is damaged: {why}" for run, why in self._mender.beyond().items()]
         problems += [f"run {run} is left alone: {why}" for run, why in self._mender.newer().items()]
-        problems += [f"the thread {name} hangs" for name in self._hanging]
         problems += [self._config_trouble] if self._config_trouble else []
         return {
             "state": self._state,
-            "ready": self._state == "ready",
+            "ready": self._state == "ready" and not not_alive,
             "problems": problems,
             "free_bytes": self._disk.free_bytes,
             "disk": self._disk.room().word,
@@ -568,6 +571,7 @@ class Daemon:
         reasons = []
         if self._state != "ready":
             reasons.append(f"the daemon is {self._state}")
+        reasons += self._why_not_alive()
         if self._disk.room() >= Room.STOP:
             reasons.append(self._disk.sentence)
         if self._disk.trouble:
@@ -575,13 +579,15 @@ class Daemon:
         return reasons
 
     def _why_not_alive(self) -> list[str]:
-        """Why this process should be replaced; nothing while it lives."""
+        """Why this process should be replaced; nothing while it lives: every stage moves or is idle."""
         reasons = []
         if self._failure is not None:
             reasons.append(f"the {self._failure[0]} thread failed: {self._failure[1]}")
+        # As the watchdog has it, which is fed by the main thread: one that stands still tells nothing of the others.
         still_s = time.monotonic() - self._beat_s
-        if self._state in ("catching-up", "ready") and still_s > _STILL_S:
+        if self._state in ("catching-up", "ready", "stopping") and still_s > _STILL_S:
             reasons.append(f"the main thread has not moved for {still_s:.0f} s")
+        reasons += [f"the {name} thread hangs: it has work, and does not move" for name in self._hanging]
         return reasons
 
     def damaged(self) -> dict[str, str]:
@@ -624,7 +630,7 @@ class Daemon:
             case "repair":
                 return self._repair(query["run"])
             case "delete":
-                return self._delete(query["run"], query["if_seen"])
+                return self._delete(query["run"], query["if_seen"], query["why"] or "operator")
             case "seal":
                 return self._seal(query["run"], force=query["force"])
             case "reload":
@@ -752,14 +758,14 @@ class Daemon:
             )
         )
 
-    def _delete(self, run: str, if_seen: tuple[int, int] | None) -> dict[str, Any]:
+    def _delete(self, run: str, if_seen: tuple[int, int] | None, why: str) -> dict[str, Any]:
         self._known(run)
         self._ingester.let_go(run)
         info = look_into(run_folder(self._root, run)).info
-        entry = self._keeper.delete(run, "operator", if_seen=if_seen)
+        entry = self._keeper.delete(run, why, if_seen=if_seen)
         # Only now: a question that came meanwhile would have opened it again.
         self._query_server.forget(run)
-        log.warning("a run was deleted", run=run, name=entry.get("name"), freed_bytes=entry["nbytes"])
+        log.warning("a run was deleted", run=run, name=entry.get("name"), freed_bytes=entry["nbytes"], why=why)
         if info is not None:
             self._tell(info, "deleted", {"name": info.name, "freed_bytes": entry["nbytes"]})
         return {"run": run, "freed_bytes": entry["nbytes"]}
@@ -800,6 +806,7 @@ class Daemon:
     def _apply(self, config: Config) -> None:
         """Hand on what may change while runs go on (`service/reload.py` lists it)."""
         self._config = config
+        self._plugins.trace = config.plugins.trace
         configure(config.log.level, config.log.format, flood_s=config.log.flood_s)
         self._disk.reserve(reserves_of(config))
         self._retention.follow(Policy.of(config))

@@ -4,9 +4,10 @@ It owns the pyramids of all loaded runs and nothing else knows them. Its work co
 ingest thread; what it makes goes through another to the store thread. When to hand tiles over is a question of
 deadlines: if the store is idle and no frame waits, at once (a lone frame is on the screen as soon as it can be); if the
 daemon is busy, frames are gathered for up to `commit_interval_s`, or until the store is ready again, so that larger
-batches cost less; and at any time when `batch_bytes` of frames have been gathered, because what is not in the store
-cannot be dropped from memory, and memory has a budget. A full store queue makes this thread wait, its own queue fills,
-and the publishers slow down.
+batches cost less; and at any time when the next batch has come to `batch_bytes`, because what is not in the store
+cannot be dropped from memory, and memory has a budget. What is weighed are tiles, of all levels, not frames: a few
+small frames far from each other change many tiles. A full store queue makes this thread wait, its own queue fills, and
+the publishers slow down.
 
 Blending needs to read: accumulators that were evicted are made again from the journal, tiles from the store. Both are
 read here, in this thread, through `Run.load` and a read-only connection of its own, because the next step of the very
@@ -21,7 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,7 +35,8 @@ from tilecast.histogram import Histogram
 from tilecast.pyramid import Pyramid, PyramidSettings, PyramidStats, RenderedTile
 from tilecast.queues import ByteQueue
 from tilecast.service.committer import Closed, Marked, Opened, Rendered, StoreItem, refuse, stuck_notice
-from tilecast.service.runs import Run
+from tilecast.service.frame_images import placements_of
+from tilecast.service.runs import Run, image_pixels
 from tilecast.store.coverage import coverage_unpack
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import TileReader
@@ -135,8 +137,8 @@ class _Mosaic:
         Made when the first frame comes.
     in_flight : int
         Batches that are on their way to the store.
-    dirty_since, t_recv_ns, gathered_nbytes
-        Of what is not flushed: when that began, the arrival of its oldest frame, how much it is.
+    dirty_since, t_recv_ns
+        Of what is not flushed: when that began, the arrival of its oldest frame.
     ticket : int
         What must be durable before it may be committed.
     used_at : float
@@ -151,7 +153,6 @@ class _Mosaic:
     in_flight: int = 0
     dirty_since: float | None = None
     t_recv_ns: int | None = None
-    gathered_nbytes: int = 0
     ticket: int = 0
     used_at: float = 0.0
     parked: list[BlendItem] | None = None
@@ -171,7 +172,7 @@ class Blender:
     commit_interval_s : float
         How long a busy daemon gathers frames before it commits them.
     batch_bytes : int
-        How many bytes of frames it gathers at most.
+        A batch is handed on when its tiles may hold as much; so none holds more but for what the last frame adds.
     on_failure : callable
         Called with the exception that ended this thread.
 
@@ -235,6 +236,7 @@ class Blender:
             "n_frames": self.n_frames,
             "blend_s": self.blend_s,
             "render_s": self.render_s,
+            "clipped": {run: list(mosaic.run.images.n_clipped) for run, mosaic in list(self._mosaics.items())},
             "pyramids": {run: asdict(stats) for run, stats in list(self._pyramid_stats.items())},
         }
 
@@ -338,10 +340,11 @@ class Blender:
         mosaic.used_at = began = time.monotonic()
         try:
             pyramid = self._pyramid(mosaic)
-            pixels = self._pixels(mosaic, item)
-            if pixels is None:
+            images = self._images(mosaic, item)
+            if images is None:
                 return
-            pyramid.add(item.placement, pixels)
+            for placement, pixels in zip(placements_of(item.placement, run.images.views), images, strict=True):
+                pyramid.add(placement, pixels)
         except (TilecastError, OSError, ValueError) as error:
             self._give_up(mosaic, error)
             return
@@ -353,24 +356,24 @@ class Blender:
             self.latency.add((time.time_ns() - item.t_recv_ns) / 1e9)
             mosaic.t_recv_ns = item.t_recv_ns if mosaic.t_recv_ns is None else min(mosaic.t_recv_ns, item.t_recv_ns)
         mosaic.ticket = max(mosaic.ticket, item.ticket)
-        mosaic.gathered_nbytes += run.start.frame_nbytes
         self._pyramid_stats[run.run] = pyramid.stats()
 
-    def _pixels(self, mosaic: _Mosaic, item: Placed) -> NDArray[Any] | None:
-        """The calibrated pixels of a frame; None if they are lost, or not needed."""
+    def _images(self, mosaic: _Mosaic, item: Placed) -> Sequence[NDArray[Any]] | None:
+        """What a frame becomes: calibrated, one image for each view; None if it is lost, or not needed."""
         run = mosaic.run
         if item.pixels is not None:
-            return run.calibrated(item.pixels)
+            return run.images.of(item.pixels)
         if mosaic.reader is not None and mosaic.reader.has_placement(*item.placement.id):
             return None  # a rebuild found it in the journal, too
         try:
-            return run.load(item.placement)
+            pixels = image_pixels(run.journal, item.placement.index, run.start)
         except (JournalError, PZFError) as error:
             frame = item.placement.frame
             log.error("a frame cannot be blended: its recording is damaged", run=run.run, frame=frame, why=str(error))
             detail = {"what": "damaged", "frames": [[frame, frame]], "n": 1, "message": str(error)}
             self._hand_on(Marked(run, notices=[run.notice("warning", detail)]))
             return None
+        return run.images.of(pixels)
 
     def _flush_due(self) -> None:
         now = time.monotonic()
@@ -378,7 +381,7 @@ class Blender:
         for mosaic in self._mosaics.values():
             if mosaic.dirty_since is None:
                 continue
-            full = mosaic.gathered_nbytes >= self._batch_bytes
+            full = mosaic.pyramid is not None and mosaic.pyramid.pending_nbytes >= self._batch_bytes
             due = not waiting or now - mosaic.dirty_since >= self._commit_interval_s
             if full or (due and not mosaic.in_flight):
                 self._flush(mosaic)
@@ -394,7 +397,7 @@ class Blender:
             return
         self.render_s += time.monotonic() - began
         t_recv_ns, mosaic.t_recv_ns = mosaic.t_recv_ns, None
-        mosaic.dirty_since, mosaic.gathered_nbytes = None, 0
+        mosaic.dirty_since = None
         if batch is not None:
             mosaic.in_flight += 1
             self._hand_on(Rendered(mosaic.run, batch, t_recv_ns, mosaic.ticket), batch.nbytes)
@@ -452,7 +455,7 @@ class Blender:
         if mosaic.reader is not None:
             mosaic.reader.close()
         mosaic.pyramid, mosaic.reader = None, None
-        mosaic.dirty_since, mosaic.t_recv_ns, mosaic.gathered_nbytes = None, None, 0
+        mosaic.dirty_since, mosaic.t_recv_ns = None, None
         self._at_work = set()
         self._pyramid_stats.pop(mosaic.run.run, None)
 

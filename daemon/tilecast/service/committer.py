@@ -32,7 +32,7 @@ from tilecast import geometry
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, Rect
 from tilecast.histogram import Histogram
-from tilecast.hookspecs import Committed
+from tilecast.hookspecs import Committed, RunEnded
 from tilecast.ingest.room import Disk, Room
 from tilecast.ingest.syncer import Syncer
 from tilecast.pyramid import Address, Batch, RenderedTile
@@ -61,6 +61,7 @@ _RETRY_S = 1.0
 _ENCODERS = 2  # threads
 _WORTH_AN_ENCODER = 8  # tiles, which take about as long as waking another thread
 _DURABLE_POLL_S = 0.5
+_ENDED = ("ended", "idle")
 
 
 @dataclass(slots=True)
@@ -208,7 +209,7 @@ class Committer:
         disk: Disk,
         announcer: Announcer,
         on_committed: Callable[[Run, int], None],
-        tell_plugins: Callable[[Committed], None],
+        tell_plugins: Callable[[Committed | RunEnded], None],
         on_failure: Callable[[str, BaseException], None],
         wal_limit_bytes: int,
     ) -> None:
@@ -453,6 +454,8 @@ class Committer:
             # Also if it could not be kept: it has happened, and the journal tells it again.
             for notice in item.notices:
                 self._announcer.announce(notice)
+        if item.report is not None and item.report[1]["state"] in _ENDED:
+            self._tell_plugins(_ended(item.run, item.report[1]))
         if item.on_done is not None:
             item.on_done(None)
 
@@ -464,6 +467,20 @@ class Committer:
                 opened.store.close()
             except StoreError as error:
                 log.error("a store was not closed in good order", run=run, why=str(error))
+
+
+def _ended(run: Run, report: dict[str, Any]) -> RunEnded:
+    """What plugins are told of a run that is over, for now or for good."""
+    start = run.start
+    return RunEnded(
+        run=run.run,
+        name=start.name,
+        instrument=start.instrument,
+        stream=start.stream,
+        folder=run.folder,
+        state=report["state"],
+        report=report,
+    )
 
 
 def marks(store: SqliteStore, item: Marked) -> Iterator[Callable[[], object]]:

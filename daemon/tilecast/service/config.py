@@ -34,86 +34,50 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
     model_validator,
 )
-from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from tilecast.errors import ConfigError
+from tilecast.guests import guests, table_of
+from tilecast.options import (
+    GIB,
+    MIB,
+    TCP,
+    Endpoint,
+    Endpoints,
+    Folder,
+    Kind,
+    OptionalPath,
+    PluginOptions,
+    Section,
+    Size,
+    as_tuple,
+    format_size,
+    kind_of,
+    list_from_text,
+    number_from_text,
+    option,
+    same_text,
+)
 
 ENV_PREFIX = "TILECAST_"
 ENV_CONFIG_FILE = "TILECAST_CONFIG"
 """The one variable that is not an option: it names the file, as `--config` does."""
 
-MIB = 1 << 20
-GIB = 1 << 30
-
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]i?)?B?\s*")
-_SIZE_FACTOR = {
-    None: 1,
-    "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-    "ki": 1 << 10, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
-}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:\[\]/]+):(?P<port>\d{1,5}|\*)")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a person may write for an option, and how text from the command line becomes it.
-
-    Parameters
-    ----------
-    name : str
-        In plain words, for tables and messages.
-    from_text : callable
-        Turns the text of a variable or of `--set` into what a TOML file would have held.
-    """
-
-    name: str
-    from_text: Callable[[str], Any]
-
-
-def parse_size(value: object) -> object:
-    """Read a size in bytes: a whole number, or text such as `"256MiB"`, `"1.5 GiB"` or `"64 MB"`.
-
-    Returns what it cannot read as it is, for the validation that follows to refuse.
-
-    >>> parse_size("1.5 KiB")
-    1536
-    """
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value)
-        if match is None:
-            raise ValueError("a size is a whole number of bytes, or text such as '256MiB' or '2GB'")
-        return int(float(match[1]) * _SIZE_FACTOR[match[2]])
-    return value
-
-
-def format_size(nbytes: int) -> str:
-    """Bytes as a person writes them, exactly: in the largest binary unit that divides them.
-
-    >>> format_size(256 << 20), format_size(1000)
-    ('256MiB', '1000')
-    """
-    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes and nbytes % factor == 0:
-            return f"{nbytes // factor}{unit}"
-    return str(nbytes)
 
 
 def endpoint_is_local(endpoint: str) -> bool:
@@ -126,7 +90,7 @@ def endpoint_is_local(endpoint: str) -> bool:
     """
     if endpoint.startswith(("ipc://", "inproc://")):
         return True
-    match = _TCP.fullmatch(endpoint)
+    match = TCP.fullmatch(endpoint)
     if match is None:
         return False
     host = match["host"].strip("[]")
@@ -136,22 +100,6 @@ def endpoint_is_local(endpoint: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _check_endpoint(endpoint: str) -> str:
-    if endpoint == "" or (endpoint.startswith("ipc://") and len(endpoint) > len("ipc://")):
-        return endpoint
-    match = _TCP.fullmatch(endpoint)
-    if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
-        raise ValueError("an endpoint looks like 'tcp://127.0.0.1:5570' or 'ipc:///run/tilecast/ack'")
-    return endpoint
-
-
-def _check_connect_endpoint(endpoint: str) -> str:
-    match = _TCP.fullmatch(_check_endpoint(endpoint))
-    if endpoint == "" or (match is not None and ("*" in (match["host"], match["port"]) or match["host"] == "0.0.0.0")):
-        raise ValueError("to connect, an endpoint needs a host and a port: 'tcp://camera-pc:5556'")
-    return endpoint
 
 
 def _check_listen(listen: str) -> str:
@@ -173,294 +121,222 @@ def _check_tile_size(value: int) -> int:
     return value
 
 
-def _as_path(value: object) -> object:
-    return Path(value).expanduser() if isinstance(value, str) and value else value
-
-
-def _as_optional_path(value: object) -> object:
-    return None if value == "" else _as_path(value)
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _list_from_text(item: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reader of lists: TOML's notation, or items separated by commas; no text is no item."""
-
-    def from_text(text: str) -> Any:
-        if text.lstrip().startswith("["):
-            return tomllib.loads(f"value = {text}")["value"]
-        return [item(part.strip()) for part in text.split(",") if part.strip()]
-
-    return from_text
-
-
-def _number_from_text(text: str) -> Any:
-    """An int or a float where the text is one; otherwise the text, for the validation to refuse by name."""
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _bool_from_text(text: str) -> Any:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    return words.get(text.strip().lower(), text)
-
-
-def _same_text(text: str) -> Any:
-    return text
-
-
 SOCKETS = ("ingest.ack", "ingest.pull", "ingest.sub", "notify", "query")
 _LISTEN = re.compile(r"(?P<host>\[[^\]]+\]|[^:\[\]/]+):(?P<port>\d{1,5})")
 
-Endpoint = Annotated[str, Kind("endpoint", _same_text), AfterValidator(_check_endpoint)]
-Listen = Annotated[str, Kind("host:port", _same_text), AfterValidator(_check_listen)]
-Endpoints = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_connect_endpoint)], ...],
-    Kind("list of endpoints", _list_from_text(str)),
-    BeforeValidator(_as_tuple),
-]
+Listen = Annotated[str, Kind("host:port", same_text), AfterValidator(_check_listen)]
 SocketNames = Annotated[
     tuple[Literal["ingest.ack", "ingest.pull", "ingest.sub", "notify", "query", "metrics.listen"], ...],
-    Kind("list of sockets", _list_from_text(str)),
-    BeforeValidator(_as_tuple),
+    Kind("list of sockets", list_from_text(str)),
+    BeforeValidator(as_tuple),
 ]
 Statuses = Annotated[
     tuple[Annotated[int, Field(ge=0, le=3)], ...],
-    Kind("list of numbers from 0 to 3", _list_from_text(_number_from_text)),
-    BeforeValidator(_as_tuple),
+    Kind("list of numbers from 0 to 3", list_from_text(number_from_text)),
+    BeforeValidator(as_tuple),
 ]
-Size = Annotated[int, Kind("size", _same_text), BeforeValidator(parse_size)]
-Folder = Annotated[Path, Kind("path", _same_text), BeforeValidator(_as_path)]
-OptionalPath = Annotated[Path | None, Kind("path", _same_text), BeforeValidator(_as_optional_path)]
-InstrumentName = Annotated[str, Kind("name", _same_text), AfterValidator(_check_name)]
-
-_KIND_OF_TYPE = {
-    bool: Kind("true or false", _bool_from_text),
-    int: Kind("whole number", _number_from_text),
-    float: Kind("number", _number_from_text),
-    str: Kind("text", _same_text),
-}
+InstrumentName = Annotated[str, Kind("name", same_text), AfterValidator(_check_name)]
 
 
-def _option(default: Any, help_: str, *, unit: str = "", default_text: str = "", **constraints: Any) -> Any:
-    """One row of the table. A callable default is evaluated at `load`, and needs a text to show in documents."""
-    extra: JsonDict = {"unit": unit, "default_text": default_text}
-    if callable(default):
-        return Field(default_factory=default, description=help_, json_schema_extra=extra, **constraints)
-    return Field(default, description=help_, json_schema_extra=extra, **constraints)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
-
-
-class IngestOptions(_Section):
+class IngestOptions(Section):
     """Where frames and stage positions come in."""
 
-    ack: Endpoint = _option(
+    ack: Endpoint = option(
         "tcp://127.0.0.1:5570",
         "ROUTER socket for publishers that want every frame acknowledged (the recommended way). Empty: none.",
     )
-    pull: Endpoint = _option(
+    pull: Endpoint = option(
         "tcp://127.0.0.1:5571",
         "PULL socket for simple publishers (PUSH); it blocks them while the daemon is behind. Empty: none.",
     )
-    sub: Endpoints = _option(
-        (), "PUB sockets of other programs to listen to. They are lossy; what is lost is reported."
-    )
-    idle_end_s: float = _option(
+    sub: Endpoints = option((), "PUB sockets of other programs to listen to. They are lossy; what is lost is reported.")
+    idle_end_s: float = option(
         30.0, "A run that has been silent for this long is idle, and its report is written.", unit="s", gt=0
     )
-    reorder_tolerance_ms: float = _option(
+    reorder_tolerance_ms: float = option(
         500.0,
         "How long a frame or message may be overtaken by later ones before it counts as missing.",
         unit="ms",
         ge=0,
     )
-    gap_report_ms: float = _option(
+    gap_report_ms: float = option(
         1000.0,
         "What goes wrong in a run (gaps, late frames, refusals) is gathered for this long, and announced once.",
         unit="ms",
         gt=0,
     )
-    hold_bytes: Size = _option(
+    hold_bytes: Size = option(
         64 * MIB,
         "Frames that came before the start of their run, on sockets that cannot be answered, are held up to this size.",
         unit="bytes",
         ge=0,
     )
-    hold_s: float = _option(
+    hold_s: float = option(
         10.0,
         "Frames that came before the start of their run are held for this long; then they count as lost.",
         unit="s",
         gt=0,
     )
-    max_frame_bytes: Size = _option(
+    max_frame_bytes: Size = option(
         256 * MIB, "A frame that is larger than this, as sent or decoded, is refused.", unit="bytes", ge=1
     )
-    credit_bytes: Size = _option(
+    credit_bytes: Size = option(
         64 * MIB,
         "How much one acknowledged publisher may send ahead of the acknowledgements; at least one frame.",
         unit="bytes",
         ge=1,
     )
-    queue_bytes: Size = _option(
+    queue_bytes: Size = option(
         64 * MIB,
         "High-water mark of what waits inside the sockets on which frames come in.",
         unit="bytes",
         ge=1,
     )
-    blend_status: Statuses = _option(
+    blend_status: Statuses = option(
         (0, 3),
         "Frames with these status values are blended (0 good, 1 incomplete, 2 repeated, 3 saturated); others are kept "
         "and listed.",
     )
 
 
-class JoinOptions(_Section):
+class JoinOptions(Section):
     """How frames without a position of their own find it in the stage stream."""
 
-    max_gap_ms: float = _option(
+    max_gap_ms: float = option(
         250.0, "A frame is placed only between two stage messages that are at most this far apart.", unit="ms", gt=0
     )
-    timeout_ms: float = _option(
+    timeout_ms: float = option(
         2000.0,
         "After this wait an unplaced frame is reported. It is still placed when its stage messages come.",
         unit="ms",
         gt=0,
     )
-    allow_moving: bool = _option(False, "Place frames that were exposed while the stage moved.")
+    allow_moving: bool = option(False, "Place frames that were exposed while the stage moved.")
 
 
-class JournalOptions(_Section):
+class JournalOptions(Section):
     """The recording that everything else can be made from again."""
 
-    durability: Literal["fsync", "os"] = _option(
+    durability: Literal["fsync", "os"] = option(
         "fsync",
         "What an acknowledgement promises. fsync: the frame survives a power failure; os: it survives the end of the "
         "process, but not of the machine.",
     )
-    fsync_interval_ms: float = _option(
+    fsync_interval_ms: float = option(
         5.0,
         "Longest wait from writing a frame to the fsync that makes it durable. 0: after each message.",
         unit="ms",
         ge=0,
         le=10_000,
     )
-    segment_bytes: Size = _option(
+    segment_bytes: Size = option(
         1 * GIB, "The journal of a run is cut into files of about this size.", unit="bytes", ge=1 * MIB
     )
 
 
-class BlendOptions(_Section):
+class BlendOptions(Section):
     """How frames become a mosaic."""
 
-    mode: Literal["feather", "mean", "max", "min", "newest", "nearest"] = _option(
+    mode: Literal["feather", "mean", "max", "min", "newest", "nearest"] = option(
         "feather", "What is shown where frames overlap, for runs whose start does not say."
     )
-    tile_size: Annotated[int, AfterValidator(_check_tile_size)] = _option(
+    tile_size: Annotated[int, AfterValidator(_check_tile_size)] = option(
         256, "Edge of a tile of the mosaic, for new runs.", unit="px", ge=16, le=4096
     )
-    budget_bytes: Size = _option(
+    budget_bytes: Size = option(
         256 * MIB,
         "Memory for the parts of mosaics that are being worked on. What does not fit is made again from the journal.",
         unit="bytes",
         ge=1 * MIB,
     )
-    queue_bytes: Size = _option(
+    queue_bytes: Size = option(
         64 * MIB, "Frames that wait to be blended, at most. A full queue slows the publisher.", unit="bytes", ge=1
     )
 
 
-class StoreOptions(_Section):
+class StoreOptions(Section):
     """Where runs lie on disk."""
 
-    path: Folder = _option(
+    path: Folder = option(
         lambda: platformdirs.user_data_path("tilecast") / "runs",
         "The folder that holds the runs, each in a folder of its own. It must be on a disk of this machine.",
         default_text="~/.local/share/tilecast/runs",
     )
-    commit_interval_ms: float = _option(
+    commit_interval_ms: float = option(
         100.0, "Changed tiles are written, and announced to viewers, at most this often.", unit="ms", ge=0
     )
-    queue_bytes: Size = _option(
+    queue_bytes: Size = option(
         64 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
     )
-    wal_limit_bytes: Size = _option(
+    wal_limit_bytes: Size = option(
         8 * MIB, "SQLite's write-ahead log of a run is kept below about this size.", unit="bytes", ge=1 * MIB
     )
 
 
-class DiskOptions(_Section):
+class DiskOptions(Section):
     """How much of the disk of the runs is to stay free. Of bytes and percent the one that is less counts."""
 
-    warn_bytes: Size = _option(
+    warn_bytes: Size = option(
         10 * GIB, "With less free than this (or than `disk.warn_percent`, if that is less) warnings are given.",
         unit="bytes", ge=0,
     )  # fmt: skip
-    warn_percent: float = _option(5.0, "See `disk.warn_bytes`.", unit="% of the disk", ge=0, le=100)
-    stop_bytes: Size = _option(
+    warn_percent: float = option(5.0, "See `disk.warn_bytes`.", unit="% of the disk", ge=0, le=100)
+    stop_bytes: Size = option(
         2 * GIB,
         "With less free than this (or than `disk.stop_percent`, if that is less) no run is begun and mosaics are not "
         "written; images are recorded until the disk is full.",
         unit="bytes",
         ge=0,
     )
-    stop_percent: float = _option(1.0, "See `disk.stop_bytes`.", unit="% of the disk", ge=0, le=100)
+    stop_percent: float = option(1.0, "See `disk.stop_bytes`.", unit="% of the disk", ge=0, le=100)
 
 
-class RetentionOptions(_Section):
+class RetentionOptions(Section):
     """When journals are dropped. A run without its journal is sealed: it can be viewed, and nothing else."""
 
-    journals: Literal["keep", "drop-checked"] = _option(
+    journals: Literal["keep", "drop-checked"] = option(
         "keep",
         "keep: a journal is kept for ever, unless one of the two limits below is set. drop-checked: it is dropped as "
         "soon as its run has ended and a whole check has found nothing.",
     )
-    max_bytes: Size = _option(
+    max_bytes: Size = option(
         0,
         "When all journals together are larger than this, the oldest that may be dropped are, after a check. 0: no "
         "limit.",
         unit="bytes",
         ge=0,
     )
-    max_age_days: float = _option(
+    max_age_days: float = option(
         0.0, "Journals of runs that were last written to this long ago are dropped, after a check. 0: never.",
         unit="days", ge=0,
     )  # fmt: skip
-    seal_after_days: float = _option(
+    seal_after_days: float = option(
         7.0, "A run that went idle, and was not ended, keeps its journal for at least this long.", unit="days", ge=0
     )
 
 
-class ViewerOptions(_Section):
+class ViewerOptions(Section):
     """What viewers may ask for, beside the endpoints `notify` and `query`."""
 
-    max_region_pixels: int = _option(1 << 25, "Largest region that one query may ask for.", unit="px", ge=1, le=1 << 31)
-    max_snapshot_tiles: int = _option(
+    max_region_pixels: int = option(1 << 25, "Largest region that one query may ask for.", unit="px", ge=1, le=1 << 31)
+    max_snapshot_tiles: int = option(
         4000, "Tiles listed in one page of a snapshot, or of changes.", unit="tiles", ge=1, le=1_000_000
     )
-    threads: int = _option(2, "Threads that answer queries.", ge=1, le=64)
-    max_in_flight: int = _option(
+    threads: int = option(2, "Threads that answer queries.", ge=1, le=64)
+    max_in_flight: int = option(
         64, "Questions of one viewer that may wait for their answers; more are refused.", ge=1, le=1000
     )
-    max_request_rate: float = _option(
+    max_request_rate: float = option(
         1000.0, "Questions that one viewer may ask per second, over a while; more are refused.", unit="1/s", ge=1
     )
-    unread_bytes: Size = _option(
+    unread_bytes: Size = option(
         256 * MIB,
         "Answers that one viewer has asked for and not read, at most; until it reads, more questions are refused.",
         unit="bytes",
         ge=1,
     )
-    unread_bytes_of_all: Size = _option(1 * GIB, "The same, of all viewers together.", unit="bytes", ge=1)
-    queue_bytes: Size = _option(
+    unread_bytes_of_all: Size = option(1 * GIB, "The same, of all viewers together.", unit="bytes", ge=1)
+    queue_bytes: Size = option(
         32 * MIB,
         "High-water mark of notifications waiting for slow viewers; beyond it they lose some, and catch up.",
         unit="bytes",
@@ -468,74 +344,75 @@ class ViewerOptions(_Section):
     )
 
 
-class CalibrationOptions(_Section):
+class CalibrationOptions(Section):
     """Where the images named by `dark` and `flat` in a run's start are found."""
 
-    path: Folder = _option(
+    path: Folder = option(
         lambda: platformdirs.user_data_path("tilecast") / "calibrations",
         'The folder with calibration images, NPY or TIFF: `flat = "20x"` means 20x.npy, 20x.tif or 20x.tiff in it.',
         default_text="~/.local/share/tilecast/calibrations",
     )
 
 
-class MetricsOptions(_Section):
+class MetricsOptions(Section):
     """The port for monitoring: `/metrics` (Prometheus), `/healthz` and `/readyz` over HTTP, without a password."""
 
-    listen: Listen = _option("", "Where to serve them, such as `127.0.0.1:5574`; port 0: any free one. Empty: nowhere.")
+    listen: Listen = option("", "Where to serve them, such as `127.0.0.1:5574`; port 0: any free one. Empty: nowhere.")
 
 
-class PluginOptions(_Section):
-    """How long plugins are waited for, and how often they may fail."""
+class PluginsOptions(Section):
+    """How long plugins are waited for, and how often they may fail. The options of each are in a table of its own."""
 
-    timeout_s: float = _option(
+    timeout_s: float = option(
         5.0, "A plugin's function that has not returned after this long has failed; nobody waits on.", unit="s", gt=0
     )
-    max_failures: int = _option(
+    max_failures: int = option(
         10, "A plugin is not called any more when it has failed so often in a row, or for so many timeouts.", ge=1
     )
+    trace: bool = option(False, "Log each call into a plugin: which, with what, how long it took, and how it ended.")
 
 
-class CurveOptions(_Section):
+class CurveOptions(Section):
     """Keys for sockets that other machines can reach (CURVE; key files as ZeroMQ certificates)."""
 
-    secret_key: OptionalPath = _option(None, "The daemon's own key, a file `*.key_secret`.")
-    clients: OptionalPath = _option(
+    secret_key: OptionalPath = option(None, "The daemon's own key, a file `*.key_secret`.")
+    clients: OptionalPath = option(
         None, "Folder with the public keys (`*.key`) of the publishers and viewers that may connect."
     )
-    operators: OptionalPath = _option(
+    operators: OptionalPath = option(
         None, "Folder with the public keys of those who may also end, rename, rebuild and delete runs."
     )
-    publishers: OptionalPath = _option(
+    publishers: OptionalPath = option(
         None, "Public key (`*.key`) of the programs that `ingest.sub` listens to on other machines."
     )
 
 
-class LogOptions(_Section):
+class LogOptions(Section):
     """What the daemon says about itself, on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = _option("info", "The least important messages to show.")
-    format: Literal["auto", "console", "json"] = _option(
+    level: Literal["debug", "info", "warning", "error"] = option("info", "The least important messages to show.")
+    format: Literal["auto", "console", "json"] = option(
         "auto",
         "console is for people, json (one object a line) for programs; auto: console in a terminal, entries with "
         "fields in systemd's journal, else json.",
     )
-    flood_s: float = _option(
+    flood_s: float = option(
         10.0, "A message that repeats is summed up over this time instead of being shown again. 0: never.",
         unit="s", ge=0,
     )  # fmt: skip
 
 
-class Config(_Section):
+class Config(Section):
     """All options, checked, and never changed afterwards. Read as `config.ingest.ack`, `config.store.path`, …"""
 
-    instrument: InstrumentName = _option(
+    instrument: InstrumentName = option(
         "microscope", "The name of this microscope in what the daemon itself publishes."
     )
-    notify: Endpoint = _option(
+    notify: Endpoint = option(
         "tcp://127.0.0.1:5572", "PUB socket on which viewers are told which tiles changed. Empty: none."
     )
-    query: Endpoint = _option("tcp://127.0.0.1:5573", "ROUTER socket on which viewers and operators ask. Empty: none.")
-    allow_plaintext: SocketNames = _option(
+    query: Endpoint = option("tcp://127.0.0.1:5573", "ROUTER socket on which viewers and operators ask. Empty: none.")
+    allow_plaintext: SocketNames = option(
         (), "Sockets that may be reached from other machines without encryption and keys."
     )
     ingest: IngestOptions = Field(default_factory=IngestOptions)
@@ -548,11 +425,17 @@ class Config(_Section):
     viewers: ViewerOptions = Field(default_factory=ViewerOptions)
     calibration: CalibrationOptions = Field(default_factory=CalibrationOptions)
     metrics: MetricsOptions = Field(default_factory=MetricsOptions)
-    plugins: PluginOptions = Field(default_factory=PluginOptions)
+    plugins: PluginsOptions = Field(default_factory=PluginsOptions)
     curve: CurveOptions = Field(default_factory=CurveOptions)
     log: LogOptions = Field(default_factory=LogOptions)
 
     _provenance: dict[str, str] = PrivateAttr(default_factory=dict)
+    _of_plugins: dict[str, PluginOptions] = PrivateAttr(default_factory=dict)
+
+    def of_plugin(self, name: str) -> PluginOptions:
+        """The options of the plugin of this name; of one that is not installed, what all have."""
+        table = table_of(name)
+        return self._of_plugins.get(table) or _guest_tables().get(table, PluginOptions)()
 
     @property
     def provenance(self) -> Mapping[str, str]:
@@ -562,6 +445,9 @@ class Config(_Section):
     def value(self, name: str) -> Any:
         """The value of the option with this dotted name; KeyError if there is none."""
         found: Any = self
+        table, _, leaf = name.rpartition(".")
+        if table in _guest_tables():
+            found, name = self.of_plugin(table.partition(".")[2]), leaf
         for part in name.split("."):
             if part not in type(found).model_fields:
                 raise KeyError(name)
@@ -644,8 +530,17 @@ class OptionInfo:
 
 
 def options() -> list[OptionInfo]:
-    """The whole table, in the order of the file: first what is outside any table, then table by table."""
+    """The whole table, in the order of the file: first what is outside any table, then table by table.
+
+    The tables of the plugins that are installed are the last.
+    """
     return [_info(name, field) for name, field in _fields()]
+
+
+def our_options() -> list[OptionInfo]:
+    """The table as our documents have it: without the plugins of others that happen to be installed."""
+    others = {guest.table for guest in guests() if not guest.is_ours}
+    return [info for info in options() if info.name.rpartition(".")[0] not in others]
 
 
 def load(
@@ -691,6 +586,13 @@ def load(
             table[leaf] = value
             provenance[name] = source
     config: Config | None = None
+    of_plugins: dict[str, PluginOptions] = {}
+    for name, model in _guest_tables().items():
+        values = tree.get("plugins", {}).pop(name.partition(".")[2], {})
+        try:
+            of_plugins[name] = model.model_validate(values)
+        except ValidationError as exc:
+            problems += [_explain(error, provenance, name) for error in exc.errors()]
     try:
         config = Config.model_validate(tree)
     except ValidationError as exc:
@@ -698,6 +600,7 @@ def load(
     if problems or config is None:
         raise ConfigError("\n".join(problems))
     config._provenance.update(provenance)
+    config._of_plugins.update(of_plugins)
     return config
 
 
@@ -729,7 +632,7 @@ def to_toml(config: Config | None = None) -> str:
     for info in options():
         section, _, leaf = info.name.rpartition(".")
         if section != table:
-            lines += ["", f"# {_tables()[section].__doc__}", f"[{section}]"]
+            lines += ["", f"# {_about(section)}", f"[{section}]"]
             table = section
         unit = f" [{info.unit}]" if info.unit else ""
         lines += [f"# {info.help}{unit}"]
@@ -744,7 +647,7 @@ def to_toml(config: Config | None = None) -> str:
 def to_markdown() -> str:
     """The table of options as it stands in the documentation (`tilecast config --markdown`)."""
     lines = ["| option | default | unit | what it does |", "|---|---|---|---|"]
-    for info in options():
+    for info in our_options():
         default = f"`{info.default}`" if info.default else ""
         help_ = info.help.replace("|", "\\|")
         lines.append(f"| `{info.name}` | {default} | {info.unit} | {help_} |")
@@ -767,11 +670,25 @@ def toml_value(value: Any, kind: str = "") -> str:
     return json.dumps(str(value), ensure_ascii=False) if isinstance(value, str | Path) else str(value)
 
 
-def _tables() -> dict[str, type[_Section]]:
+def _tables() -> dict[str, type[Section]]:
     annotations = {name: field.annotation for name, field in Config.model_fields.items()}
-    return {
-        name: type_ for name, type_ in annotations.items() if isinstance(type_, type) and issubclass(type_, _Section)
+    ours = {
+        name: type_ for name, type_ in annotations.items() if isinstance(type_, type) and issubclass(type_, Section)
     }
+    return ours | _guest_tables()
+
+
+def _guest_tables() -> dict[str, type[PluginOptions]]:
+    """The table of each plugin that is installed, by its dotted name."""
+    return {guest.table: guest.options for guest in guests() if guest.has_table}
+
+
+def _about(table: str) -> str:
+    """What the configuration file says above a table."""
+    for guest in guests():
+        if guest.table == table and guest.options is PluginOptions:
+            return f"The plugin {guest.name}."
+    return (_tables()[table].__doc__ or "").strip().partition("\n")[0]
 
 
 def _fields() -> Iterator[tuple[str, FieldInfo]]:
@@ -785,20 +702,10 @@ def _fields() -> Iterator[tuple[str, FieldInfo]]:
             yield f"{table}.{name}", field
 
 
-def _kind(field: FieldInfo) -> Kind:
-    for marker in field.metadata:
-        if isinstance(marker, Kind):
-            return marker
-    if get_origin(field.annotation) is Literal:
-        return Kind(" | ".join(map(str, get_args(field.annotation))), _same_text)
-    assert isinstance(field.annotation, type)
-    return _KIND_OF_TYPE[field.annotation]
-
-
 def _info(name: str, field: FieldInfo) -> OptionInfo:
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
-    kind = _kind(field)
+    kind = kind_of(field)
     if extra["default_text"]:
         default = f'"{extra["default_text"]}"'
     else:
@@ -806,7 +713,19 @@ def _info(name: str, field: FieldInfo) -> OptionInfo:
     return OptionInfo(name, kind.name, default, str(extra["unit"]), field.description or "")
 
 
+def _is_moot(name: str) -> bool:
+    """Whether nobody can say if there is such an option: its plugin is left out, because its options cannot be read."""
+    table, _, leaf = name.rpartition(".")
+    return leaf != "enabled" and any(guest.trouble and guest.table == table for guest in guests())
+
+
 def _unknown(name: str, source: str) -> str:
+    table = name.rpartition(".")[0]
+    if table.startswith("plugins.") and table not in (known := _guest_tables()):
+        plugin = table.partition(".")[2]
+        near = difflib.get_close_matches(table, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`tilecast plugins` lists those that are"
+        return f"{source}: there is no option {name}, because no plugin {plugin} is installed: {hint}"
     meant = nearest_option(name)
     hint = f"did you mean {meant}?" if meant else "`tilecast config` lists all options"
     return f"{source}: there is no option {name}: {hint}"
@@ -841,6 +760,8 @@ def _walk(table: Mapping[str, Any], prefix: str, path: Path, problems: list[str]
             yield from _walk(value, f"{name}.", path, problems)
         elif name in tables:
             problems.append(f"{path}: {name} is a table: write [{name}] and its options below, not {name} = {value!r}")
+        elif _is_moot(name):
+            continue
         elif isinstance(value, dict) and value:
             problems += [_unknown(f"{name}.{inner}", str(path)) for inner in value]
         else:
@@ -849,18 +770,24 @@ def _walk(table: Mapping[str, Any], prefix: str, path: Path, problems: list[str]
 
 def _from_folder(value: Any, field: FieldInfo, folder: Path) -> Any:
     """Relative paths of a file start from the folder of that file, wherever the daemon was started."""
-    if _kind(field).name == "path" and isinstance(value, str) and value:
+    kind = kind_of(field).name
+    if kind == "path" and isinstance(value, str) and value:
         return str(folder.absolute() / Path(value).expanduser())
+    if kind == "list of paths" and isinstance(value, list):
+        return [str(folder.absolute() / Path(each).expanduser()) if isinstance(each, str) else each for each in value]
     return value
 
 
 def _from_environ(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, Any, str]]:
     fields = dict(_fields())
     by_variable = {ENV_PREFIX + name.replace(".", "_").upper(): name for name in fields}
+    moot = tuple(f"{ENV_PREFIX}{guest.table.replace('.', '_').upper()}_" for guest in guests() if guest.trouble)
     for variable in sorted(environ):
         if not variable.startswith(ENV_PREFIX) or variable == ENV_CONFIG_FILE:
             continue
         name = by_variable.get(variable)
+        if name is None and variable.startswith(moot):
+            continue
         if name is None:
             meant = difflib.get_close_matches(variable, by_variable, n=1)
             hint = f"did you mean {meant[0]}?" if meant else "`tilecast config` lists all options"
@@ -877,7 +804,7 @@ def _from_overrides(overrides: Iterable[str], problems: list[str]) -> Iterator[t
         if not equals:
             problems.append(f"--set {override}: expected option=value, such as --set {name or 'store.path'}=…")
         elif name not in fields:
-            problems.append(_unknown(name, "--set"))
+            problems += [] if _is_moot(name) else [_unknown(name, "--set")]
         else:
             yield from _read_text(name, fields[name], text.strip(), "--set", problems)
 
@@ -886,15 +813,15 @@ def _read_text(
     name: str, field: FieldInfo, text: str, source: str, problems: list[str]
 ) -> Iterator[tuple[str, Any, str]]:
     try:
-        yield name, _kind(field).from_text(text), source
+        yield name, kind_of(field).from_text(text), source
     except tomllib.TOMLDecodeError as exc:
-        problems.append(f"{name} ({source}): expected a {_kind(field).name}, got {text}: {exc}")
+        problems.append(f"{name} ({source}): expected a {kind_of(field).name}, got {text}: {exc}")
 
 
-def _explain(error: Any, provenance: Mapping[str, str]) -> str:
-    """One sentence for one finding of pydantic: which option, set where, what was expected, what came."""
+def _explain(error: Any, provenance: Mapping[str, str], table: str = "") -> str:
+    """One sentence for one finding of pydantic (in a plugin's table): which option, set where, what was expected."""
     fields = dict(_fields())
-    parts = [str(part) for part in error["loc"]]
+    parts = ([table] if table else []) + [str(part) for part in error["loc"]]
     name = next((joined for n in range(len(parts), 0, -1) if (joined := ".".join(parts[:n])) in fields), "")
     own_words = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
     if not name:

@@ -28,7 +28,8 @@ from typing import Any
 import structlog
 
 from tilecast.ingest.room import Reserves, Room, is_full, next_room
-from tilecast.service.config import Config, format_size
+from tilecast.options import format_size
+from tilecast.service.config import Config
 
 log = structlog.get_logger()
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tilecast.errors import StoreError, StoreTooNewError
 from tilecast.geometry import Placement, PlaneKey, Rect, TileKey, place_centre, union_levels, union_of
+from tilecast.hookspecs import View
 from tilecast.ingest.journalled import read_record
 from tilecast.ingest.verdicts import RunPhase
 from tilecast.pyramid import PyramidSettings, RenderedTile
@@ -32,6 +33,7 @@ from tilecast.reduction import blank_tile, float_coverage, reduce_into
 from tilecast.service import runs
 from tilecast.service.blender import StoredMosaic
 from tilecast.service.committer import as_new_run
+from tilecast.service.frame_images import FrozenStep, placements_of
 from tilecast.service.rebuild import DEFAULT_BUDGET_BYTES, JournalFrames, Progress, blend_all, place_all
 from tilecast.store.folders import discard
 from tilecast.store.lock import RunLock
@@ -227,7 +229,7 @@ def open_frozen(folder: Path, journal: Journal, start: Start, info: RunInfo, fin
     """What was frozen at the start; None, with a finding, if it cannot be read or does not fit the store."""
     try:
         frozen = runs.read_frozen(folder)
-        calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
+        images = runs.load_images(folder, start, frozen)
     except StoreTooNewError as error:
         findings.append(Finding(str(error)))
         return None
@@ -244,12 +246,14 @@ def open_frozen(folder: Path, journal: Journal, start: Start, info: RunInfo, fin
         for name in ours
         if name not in ("mode", "calibration") and ours[name] != theirs.get(name)
     ]
-    differ += [f"mode is {mode!r}" for mode in (frozen.mode, theirs.get("mode")) if mode not in BLEND_MODES]
+    if theirs.get("mode") not in BLEND_MODES:
+        differ.append(f"mode is {frozen.mode!r}, in the store {theirs.get('mode')!r}")
     if differ:
         what = f"{runs.FROZEN_NAME} and the store do not agree on what was frozen: {'; '.join(differ)}"
-        findings.append(Finding(what, kind=Kind.FROZEN))
+        is_store_wrong = runs.vouches(folder) or theirs.get("mode") not in BLEND_MODES
+        findings.append(Finding(what, kind=Kind.STORE if is_store_wrong else Kind.FROZEN))
         return None
-    return Frozen(start, frozen, JournalFrames(journal, start, calibration))
+    return Frozen(start, frozen, JournalFrames(journal, start, images))
 
 
 def _check_received(journal: Journal, info: RunInfo) -> Iterator[Finding]:
@@ -279,9 +283,16 @@ def _check_boxes(reader: SqliteReader, info: RunInfo) -> Iterator[Finding]:
         yield Finding(f"frames lie outside the canvas, which is {tuple(canvas.rect)}", kind=Kind.PLACES)
 
 
+def _views_of(info: RunInfo) -> tuple[View, ...]:
+    """What the frames of a run are split into, by its store; empty if they are not."""
+    steps = [FrozenStep.from_dict(step) for step in info.settings.get("steps", ())]
+    return steps[-1].views if steps else ()
+
+
 def _check_placements(journal: Journal, start: Start, reader: SqliteReader) -> Iterator[Finding]:
     """Every placement is that of a journalled image, and where the image says, if it says so itself."""
     images: dict[int, tuple[int, PlaneKey, tuple[int, int] | None]] = {}
+    views = _views_of(reader.info())
     for record in journal.records(with_parts=False):
         message = read_record(record).message
         if isinstance(message, Image) and record.image_index is not None:
@@ -297,10 +308,17 @@ def _check_placements(journal: Journal, start: Start, reader: SqliteReader) -> I
             lost.append(placement.frame)
             continue
         frame, plane, corner = images.get(placement.index, (-1, placement.plane, None))
-        lies_elsewhere = placement.source == "stage" and (placement.row, placement.col) != corner
-        if (placement.frame, placement.plane) != (frame, plane) or placement.source not in _SOURCES:
+        whole = Placement(frame, 0, plane, *(corner or (0, 0)), *start.shape, placement.source, placement.index)
+        expected = dict(enumerate(placements_of(whole, views))).get(placement.view)
+        if expected is None or placement.source not in _SOURCES:
             confused.append(placement.frame)
-        elif lies_elsewhere or (placement.height, placement.width) != start.shape:
+            continue
+        lies_elsewhere = placement.source == "stage" and (
+            corner is None or (placement.row, placement.col) != (expected.row, expected.col)
+        )
+        if (placement.frame, placement.plane) != (frame, expected.plane):
+            confused.append(placement.frame)
+        elif lies_elsewhere or (placement.height, placement.width) != (expected.height, expected.width):
             moved.append(placement.frame)
     for what, frames, kind in (
         ("tiles show frames that the journal does not hold", lost, Kind.LOST),
@@ -383,7 +401,7 @@ def _check_tiles(
     start, size = frozen.start, int(info.settings["tile_size"])
     placements = sorted((row.placement for row in reader.placements()), key=lambda placement: placement.order)
     record = runs.read_record(folder, start, frozen.frozen, RunPhase.OPEN, 0)
-    placing = place_all(journal, record, placements)
+    placing = place_all(journal, record, frozen.frames.images.views, placements)
     if placing.n_joined and not frames_may_wait:
         frames = tuple(sorted({one.frame for one in placing.placements} - {one.frame for one in placements}))
         what = "frames could be placed and are not in the mosaic; `tilecast rebuild` adds them"

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from tilecast.errors import ConfigError
-from tilecast.service.config import GIB, MIB, SOCKETS, Config, endpoint_is_local, load, to_toml
+from tilecast.options import GIB, MIB
+from tilecast.service.budgets import memory_needs
+from tilecast.service.config import SOCKETS, Config, endpoint_is_local, load, to_toml
 
 MARK: Final = "# Written by `tilecast install`"
 _EXAMPLE: Final = "/opt/tilecast/bin/"
@@ -128,19 +130,8 @@ def units_folder() -> Path:
 
 
 def limits(config: Config) -> tuple[int, int]:
-    """`MemoryHigh` and `MemoryMax` in bytes for these budgets: their sum, room for answers, the program, plugins."""
-    budgets = (
-        config.ingest.hold_bytes
-        + config.ingest.credit_bytes
-        + 2 * config.ingest.queue_bytes
-        + config.blend.budget_bytes
-        + 2 * config.blend.queue_bytes
-        + config.store.queue_bytes
-        + config.viewers.unread_bytes_of_all
-        + config.viewers.queue_bytes
-    )
-    answers = 4 * config.viewers.max_region_pixels * config.viewers.threads
-    high = -(-(budgets + answers + GIB) // _ROUND_TO) * _ROUND_TO
+    """`MemoryHigh` and `MemoryMax` in bytes for these budgets."""
+    high = -(-sum(memory_needs(config).values()) // _ROUND_TO) * _ROUND_TO
     return high, high + GIB
 
 
@@ -161,7 +152,7 @@ def service_toml(instance: str | None = None, port: int = 5580) -> str:
 
 def drop_in(config: Config, systemd_version: int, *, is_user: bool = False) -> str:
     """What of a unit depends on the configuration, and on systemd's age; empty if the unit is right as it is."""
-    lines = []
+    unit, lines = [], []
     if limits(config) != limits(load(environ={})):
         high, most = limits(config)
         lines += ["# In step with the budgets of the configuration.", f"MemoryHigh={high}", f"MemoryMax={most}"]
@@ -171,8 +162,9 @@ def drop_in(config: Config, systemd_version: int, *, is_user: bool = False) -> s
     if remote and not is_user:
         lines += [f"# Other machines reach {', '.join(remote)}.", "IPAddressDeny=", "IPAddressAllow=any"]
     if systemd_version >= _RESTART_STEPS_SINCE:
+        unit = ["[Unit]", "StartLimitBurst=10"]
         lines += ["# From 2 s to a minute between restarts.", "RestartSteps=5", "RestartMaxDelaySec=1min"]
-    return "\n".join(["[Service]", *lines, ""]) if lines else ""
+    return "\n".join([*unit, "[Service]", *lines, ""]) if lines else ""
 
 
 def unreadable(paths: list[Path]) -> list[str]:

@@ -15,13 +15,14 @@ from typing import Any
 import structlog
 
 from tilecast import calibration as cal
-from tilecast.errors import CalibrationError
+from tilecast.errors import StartRefusedError
 from tilecast.ingest.ingester import OpenRun
 from tilecast.ingest.verdicts import RunPhase, RunRecord
 from tilecast.plugins import Plugins
 from tilecast.service import runs
 from tilecast.service.config import Config
 from tilecast.service.deletion import delete_run
+from tilecast.service.frame_images import FrameImages
 from tilecast.service.runs import Run
 from tilecast.store.folders import run_folder
 from tilecast.store.sqlite_connection import TILES_NAME
@@ -62,15 +63,15 @@ class Keeper:
         """Make the folder of a new run and freeze what its start means; see `ingester.RunKeeper`."""
         held = False
         try:
-            frozen, calibration = runs.resolve(record.start, record.rules, self._config, self._plugins)
-        except CalibrationError:
+            frozen, images = runs.resolve(record.start, record.rules, self._config, self._plugins)
+        except StartRefusedError:
             if not may_lack_calibration:
                 raise
             held = True
-            bare = cal.freeze(shape=record.start.shape)
-            frozen, calibration = runs.frozen_with(record.start, record.rules, self._config, bare), bare
+            images = FrameImages(cal.freeze(shape=record.start.shape))
+            frozen = runs.frozen_with(record.start, record.rules, self._config, images)
         run = runs.create_run(
-            self._root, record.start, frozen, calibration, segment_bytes=self._config.journal.segment_bytes
+            self._root, record.start, frozen, images, segment_bytes=self._config.journal.segment_bytes
         )
         return run, held
 
@@ -105,20 +106,20 @@ class Keeper:
         """
         folder = run_folder(self._root, record.run)
         self.give_way(record.run)
-        loaded = runs.load_run(folder, segment_bytes=self._config.journal.segment_bytes)
+        loaded = runs.load_run(folder, segment_bytes=self._config.journal.segment_bytes, plugins=self._plugins)
         if not record.held:
             return loaded, False
         try:
             for start in list(runs.starts_of(loaded.journal))[::-1]:
                 try:
-                    _, calibration = runs.resolve(start, loaded.frozen.rules, self._config, self._plugins)
-                except CalibrationError as error:
+                    fresh, images = runs.resolve(start, loaded.frozen.rules, self._config, self._plugins)
+                except StartRefusedError as error:
                     log.warning("calibration still missing", run=record.run, why=str(error))
                     continue
                 # Its mode and tile size were frozen at the start, whatever the configuration says now.
-                frozen = replace(loaded.frozen, calibration=calibration.sha256)
-                runs.freeze_in(folder, frozen, calibration)
-                loaded.frozen, loaded.calibration = frozen, calibration
+                frozen = replace(loaded.frozen, calibration=fresh.calibration, steps=fresh.steps)
+                runs.freeze_in(folder, frozen, images)
+                loaded.frozen, loaded.images = frozen, images
                 return loaded, False
         except BaseException:
             loaded.release(finished=False)

@@ -30,6 +30,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from tilecast.plugins import TRACED
 from tilecast.service.journald import Journal, stream_is_journal
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -39,6 +40,9 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 _IDENTITY = ("level", "event", "reason", "logger", "run", "plugin")
 
 _SUMMARY = "_flood_summary"
+
+# What is shown each time: a trace with holes would be none.
+_EACH = frozenset({TRACED})
 
 
 @dataclass(slots=True)
@@ -81,7 +85,7 @@ class FloodSummary:
         self._lock = threading.Lock()
 
     def __call__(self, _logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-        if event_dict.pop(_SUMMARY, False) or self._window_s == 0:
+        if event_dict.pop(_SUMMARY, False) or self._window_s == 0 or event_dict.get("event") in _EACH:
             return event_dict
         self.emit_due()
         kind = tuple(str(event_dict.get(field, "")) for field in _IDENTITY)

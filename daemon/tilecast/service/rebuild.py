@@ -13,7 +13,7 @@ the run's folder and nothing else; a run that a daemon has loaded is rebuilt by 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tilecast import calibration as cal
 from tilecast.errors import StoreError
 from tilecast.geometry import Placement, Rect, union_of
+from tilecast.hookspecs import View
 from tilecast.ingest.journalled import read_record
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.settings import IngestSettings
@@ -32,6 +32,7 @@ from tilecast.pyramid import Pyramid, PyramidSettings
 from tilecast.service import runs
 from tilecast.service.blender import StoredMosaic
 from tilecast.service.committer import as_commit, as_new_run, encode_rows, extent_of
+from tilecast.service.frame_images import FrameImages, placements_of
 from tilecast.store.folders import REBUILD_NAME, discard, swap_in
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
@@ -45,7 +46,7 @@ from tilecast_protocol.ranges import RangeSet
 from tilecast_protocol.vocabulary import BLEND_MODES
 
 DEFAULT_BUDGET_BYTES = 512 << 20
-_FLUSH_NBYTES = 32 << 20
+_BATCH_NBYTES = 64 << 20
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -85,15 +86,15 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class JournalFrames:
-    """The calibrated pixels of a run's frames, from its journal (the pyramid's `FrameSource`)."""
+    """The images that a run's frames become, from its journal (the pyramid's `FrameSource`)."""
 
     journal: Journal
     start: Start
-    calibration: cal.Calibration
+    images: FrameImages
 
     def load(self, placement: Placement) -> NDArray[Any]:
-        """Pixels of one placed frame."""
-        return cal.apply(runs.image_pixels(self.journal, placement.index, self.start), self.calibration).pixels
+        """Pixels of one placed frame, or of a view of it."""
+        return self.images.of(runs.image_pixels(self.journal, placement.index, self.start))[placement.view]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +182,16 @@ def rebuild_run(
                     old = [row.placement for row in reader.placements() if row.placement.frame not in distrusted]
         has_store = info is not None and not store_is_damaged
         start = _start_of(journal, info)
-        calibration = runs.load_calibration(folder, start.shape, frozen.calibration)
+        images = runs.load_images(folder, start, frozen)
         if mode is not None:
             settings["mode"] = mode
         record = runs.read_record(folder, start, frozen, RunPhase.OPEN, 0)
-        placing = place_all(journal, record, [] if rejoin else old, progress)
+        placing = place_all(journal, record, images.views, [] if rejoin else old, progress)
         pyramid_settings = PyramidSettings(dtype=start.dtype, mode=settings["mode"], tile_size=frozen.tile_size)
         stack.callback(discard, folder, lock=held)  # what is left of a rebuild that was broken off; else nothing
         discard(folder, lock=held)
         with SqliteStore.create(folder, as_new_run(start, settings), file_name=REBUILD_NAME, lock=held) as store:
-            frames = JournalFrames(journal, start, calibration)
+            frames = JournalFrames(journal, start, images)
             damaged = blend_all(store, placing.placements, frames, pyramid_settings, start, budget_bytes, progress)
             if not has_store:
                 # Nobody writes to it now, so it has gone idle if it has not ended.
@@ -226,7 +227,11 @@ def _start_of(journal: Journal, info: RunInfo | None) -> Start:
 
 
 def place_all(
-    journal: Journal, record: RunRecord, old: list[Placement], progress: Progress = lambda *_: None
+    journal: Journal,
+    record: RunRecord,
+    views: Sequence[View],
+    old: list[Placement],
+    progress: Progress = lambda *_: None,
 ) -> Placing:
     """Where every frame of a journal lies: where it lay, and, for those that had no place, where they belong.
 
@@ -234,6 +239,8 @@ def place_all(
     ----------
     record : RunRecord
         What is kept beside the journal: how its frames are to be placed.
+    views : sequence of View
+        What each frame is split into.
     old : list of Placement
         Those that stand.
     """
@@ -241,7 +248,8 @@ def place_all(
     for placement in old:
         placed.add(placement.frame)
     machine = IngestMachine(IngestSettings())
-    found, phase = [], RunPhase.OPEN
+    found: list[Placement] = []
+    phase = RunPhase.OPEN
     total, done = journal.n_images, 0
 
     def messages() -> Any:
@@ -255,7 +263,7 @@ def place_all(
 
     for effect in machine.recover(record, messages(), placed, time.time_ns()):
         if isinstance(effect, Place):
-            found.append(effect.placement)
+            found += placements_of(effect.placement, views)
         elif isinstance(effect, PhaseChange):
             phase = effect.phase
     placements = sorted([*old, *found], key=lambda placement: placement.order)
@@ -281,7 +289,6 @@ def blend_all(
     source = StoredMosaic(store, settings.tile_size)
     pyramid = Pyramid(settings, budget_bytes=budget_bytes, placements=source, frames=frames, tiles=source)
     canvas, extent = None, extent_of(start)
-    unflushed = 0
     damaged = []
     for number, placement in enumerate(placements, 1):
         try:
@@ -290,9 +297,7 @@ def blend_all(
             damaged.append(placement.frame)
         else:
             pyramid.add(placement, pixels)
-            unflushed += pixels.nbytes
-        if unflushed >= _FLUSH_NBYTES or number == len(placements):
-            unflushed = 0
+        if pyramid.pending_nbytes >= _BATCH_NBYTES or number == len(placements):
             batch = pyramid.flush()
             if batch is not None:
                 commit = as_commit(batch, encode_rows(batch), canvas, extent, settings.tile_size, None)

@@ -18,11 +18,10 @@ from tilecast.errors import ConfigError
 from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.verdicts import IngestPath
-from tilecast.plugins import Plugins
 from tilecast.service.config import Config
 from tilecast.service.disk import DiskWatch, reserves_of
 from tilecast.service.keeper import Keeper
-from tilecast.service.settings import ingest_settings, ingester_options
+from tilecast.service.settings import ingest_settings, ingester_options, load_plugins
 from tilecast.service.sockets import Sockets
 from tilecast_protocol.messages import RunNotice
 
@@ -71,7 +70,7 @@ class Recorder:
             self._sockets.close()
             raise
         self.endpoints = self._sockets.endpoints
-        plugins = Plugins.load(timeout_s=config.plugins.timeout_s, max_failures=config.plugins.max_failures)
+        plugins = load_plugins(config)
         keeper = Keeper(config, plugins)
         self._ingester = Ingester(
             sockets,

@@ -32,6 +32,7 @@ LIVE = frozenset(
         "retention.max_age_days",
         "retention.seal_after_days",
         "calibration.path",
+        "plugins.trace",
         "log.level",
         "log.format",
         "log.flood_s",

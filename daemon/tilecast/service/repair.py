@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from tilecast.pyramid import PyramidSettings, RenderedTile
 from tilecast.service import runs
 from tilecast.service.blender import StoredMosaic
 from tilecast.service.committer import as_new_run
+from tilecast.service.frame_images import FrameImages
 from tilecast.service.fsck import (
     SCRATCH_NAME,
     Address,
@@ -170,24 +171,25 @@ def _repair_frozen(folder: Path, journal: Journal | None) -> list[str]:
         images = _calibration_of(folder, starts, info)
         sha256 = images.sha256 if images is not None else str(info.settings["calibration"])
         wanted = runs.Frozen.from_dict(dict(info.settings) | {"calibration": sha256})
+        first = [start.blend for start in starts[:1] if start.blend is not None]
         try:
             found = runs.read_frozen(folder)
             calibration = found.calibration if images is None else sha256
-            wanted = runs.Frozen(
-                mode=found.mode, tile_size=wanted.tile_size, calibration=calibration, rules=wanted.rules
-            )
+            wanted = replace(found if runs.vouches(folder) else wanted, mode=found.mode, calibration=calibration)
         except StoreTooNewError:
             raise  # it is not damaged
         except StoreError:
             found = None
+            wanted = replace(wanted, mode=first[0] if first else wanted.mode)
         if found != wanted:
-            runs.freeze_in(folder, wanted, images or cal.freeze(shape=starts[0].shape if starts else (1, 1)))
+            bare = cal.freeze(shape=starts[0].shape if starts else (1, 1))
+            runs.freeze_in(folder, wanted, FrameImages(images or bare))
             done.append(f"{runs.FROZEN_NAME} was written again, as the store says")
         elif images is not None:
             try:
                 runs.load_calibration(folder, starts[0].shape, wanted.calibration)
             except CalibrationError:
-                runs.freeze_in(folder, wanted, images)
+                runs.freeze_in(folder, wanted, FrameImages(images))
                 done.append("the calibration images were written again, as the start message brought them")
     done += _repair_kept(folder)
     return done

@@ -3,6 +3,7 @@
     <store.path>/<run>/
         frozen.json     what `start` was resolved to; written once, before the start is acknowledged
         dark.npy, flat.npy   the calibration's contents, if there is one
+        step-<plugin>-<array>.npy   what plugins do with its frames, where that takes arrays
         journal/        the truth
         ingest.json     what ingest knows and the journal cannot tell, such as how many messages were refused
         tiles.sqlite    the mosaic, a cache of it
@@ -34,23 +35,26 @@ from tilecast.ingest.joining import PlacingRules
 from tilecast.ingest.verdicts import RunPhase, RunRecord
 from tilecast.plugins import Plugins
 from tilecast.service.config import Config
+from tilecast.service.frame_images import FrameImages, FrozenStep, ask_for_steps, load_steps
 from tilecast.store.folders import run_folder
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME, sync_folder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import RunInfo
-from tilecast_protocol import pzf
+from tilecast_protocol import checks, pzf
 from tilecast_protocol.errors import JournalError, MalformedError, TilecastError
 from tilecast_protocol.journal import Journal, RecordKind
-from tilecast_protocol.messages import Limits, RunNotice, Start, parse
+from tilecast_protocol.messages import Limits, RunNotice, Start, crc32, parse
 from tilecast_protocol.topics import parse_topic
+from tilecast_protocol.vocabulary import BLEND_MODES
 
 FROZEN_NAME = "frozen.json"
 ACTIVE_NAME = "active"
 INGEST_NAME = "ingest.json"
 
 #: Of `frozen.json`; it rises when an older tilecast would misunderstand what stands there.
-FROZEN_VERSION = 1
+#: Runs whose frames pass through no plugin are written as version 1, which an older one understands.
+FROZEN_VERSION = 2
 JOURNAL_NAME = "journal"
 
 #: What is in a journal was taken in under the limits of its time.
@@ -71,17 +75,21 @@ class Frozen:
         SHA-256 of the calibration's contents, empty if there is none.
     rules : PlacingRules
         Which frames are placed, and how they are joined to the stage.
+    steps : tuple of FrozenStep
+        What plugins do with every frame, in this order.
     """
 
     mode: str
     tile_size: int
     calibration: str
     rules: PlacingRules
+    steps: tuple[FrozenStep, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For the store and for people."""
         settings = {"mode": self.mode, "tile_size": self.tile_size, "calibration": self.calibration}
-        return settings | self.rules.to_dict()
+        steps = {"steps": [step.as_dict() for step in self.steps]} if self.steps else {}
+        return settings | self.rules.to_dict() | steps
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -90,14 +98,15 @@ class Frozen:
         Raises
         ------
         StoreError
-            If something is missing.
+            If something is missing, or there is no such blend mode.
         """
         try:
             return cls(
-                mode=str(values["mode"]),
+                mode=checks.one_of(*BLEND_MODES)(values["mode"], "mode"),
                 tile_size=int(values["tile_size"]),
                 calibration=str(values["calibration"]),
                 rules=PlacingRules.from_dict(values),
+                steps=tuple(map(FrozenStep.from_dict, values.get("steps", ()))),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"the frozen settings of a run lack something: {error!r}; found {values!r}") from error
@@ -124,7 +133,7 @@ class Run:
     folder: Path
     start: Start
     frozen: Frozen
-    calibration: cal.Calibration
+    images: FrameImages
     journal: Journal
     lock: RunLock
     store_ready: threading.Event = field(default_factory=threading.Event)
@@ -132,12 +141,8 @@ class Run:
     shed: bool = False
 
     def load(self, placement: Placement) -> NDArray[Any]:
-        """The calibrated pixels of a placed frame, from the journal (the pyramid's `FrameSource`)."""
-        return self.calibrated(image_pixels(self.journal, placement.index, self.start))
-
-    def calibrated(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """One frame with the run's calibration applied."""
-        return cal.apply(pixels, self.calibration).pixels
+        """The image of a placed frame, or of a view of it, from the journal (the pyramid's `FrameSource`)."""
+        return self.images.of(image_pixels(self.journal, placement.index, self.start))[placement.view]
 
     def notice(self, kind: str, detail: dict[str, Any]) -> RunNotice:
         """A notice about this run, for viewers."""
@@ -242,13 +247,15 @@ def start_in_store(info: RunInfo) -> Start:
     return start
 
 
-def resolve(start: Start, rules: PlacingRules, config: Config, plugins: Plugins) -> tuple[Frozen, cal.Calibration]:
+def resolve(start: Start, rules: PlacingRules, config: Config, plugins: Plugins) -> tuple[Frozen, FrameImages]:
     """What a `start` means on this daemon, to be frozen in the run.
 
     Raises
     ------
     CalibrationError
         If a calibration that it names or carries is unknown or does not fit.
+    StartRefusedError
+        If a plugin refuses the run, or fails.
     """
     images: dict[str, NDArray[Any] | None] = {}
     for role, name in (("dark", start.dark), ("flat", start.flat)):
@@ -267,20 +274,22 @@ def resolve(start: Start, rules: PlacingRules, config: Config, plugins: Plugins)
                 folder=config.calibration.path,
             )
     calibration = cal.freeze(dark=images["dark"], flat=images["flat"], shape=start.shape)
-    return frozen_with(start, rules, config, calibration), calibration
+    made = FrameImages(calibration, ask_for_steps(start, plugins))
+    return frozen_with(start, rules, config, made), made
 
 
-def frozen_with(start: Start, rules: PlacingRules, config: Config, calibration: cal.Calibration) -> Frozen:
-    """What is frozen of a run with this calibration."""
+def frozen_with(start: Start, rules: PlacingRules, config: Config, images: FrameImages) -> Frozen:
+    """What is frozen of a run whose frames become images so."""
     return Frozen(
         mode=start.blend or config.blend.mode,
         tile_size=config.blend.tile_size,
-        calibration=calibration.sha256,
+        calibration=images.calibration.sha256,
         rules=rules,
+        steps=images.frozen,
     )
 
 
-def create_run(root: Path, start: Start, frozen: Frozen, calibration: cal.Calibration, *, segment_bytes: int) -> Run:
+def create_run(root: Path, start: Start, frozen: Frozen, images: FrameImages, *, segment_bytes: int) -> Run:
     """Make the folder of a new run; durable when this returns.
 
     Raises
@@ -296,13 +305,13 @@ def create_run(root: Path, start: Start, frozen: Frozen, calibration: cal.Calibr
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         lock = RunLock(folder)
         undo.callback(lock.release)
-        freeze_in(folder, frozen, calibration)
+        freeze_in(folder, frozen, images)
         write_durably(folder / ACTIVE_NAME, b"")
         journal = Journal.create(folder / JOURNAL_NAME, start.run, segment_bytes=segment_bytes)
         undo.callback(journal.close)
         sync_folder(folder.parent)
         undo.pop_all()
-    return Run(start.run, folder, start, frozen, calibration, journal, lock)
+    return Run(start.run, folder, start, frozen, images, journal, lock)
 
 
 def is_stillborn(folder: Path) -> bool:
@@ -325,16 +334,18 @@ def is_stillborn(folder: Path) -> bool:
         return is_empty and not any(damage.durable for damage in journal.damage)
 
 
-def freeze_in(folder: Path, frozen: Frozen, calibration: cal.Calibration) -> None:
+def freeze_in(folder: Path, frozen: Frozen, images: FrameImages) -> None:
     """Write what is frozen into a run's folder, durably."""
-    for role, image in (("dark", calibration.dark), ("flat", calibration.flat)):
+    for role, image in (("dark", images.calibration.dark), ("flat", images.calibration.flat)):
         if image is not None:
             write_durably(folder / f"{role}.npy", cal.dump_npy(image))
-    values = {"version": FROZEN_VERSION} | frozen.as_dict()
-    write_durably(folder / FROZEN_NAME, json.dumps(values, indent=1).encode())
+    for name, array in images.arrays():
+        write_durably(folder / name, cal.dump_npy(array))
+    values = {"version": FROZEN_VERSION if frozen.steps else 1} | frozen.as_dict()
+    write_durably(folder / FROZEN_NAME, json.dumps(values | {"crc32": _values_crc32(values)}, indent=1).encode())
 
 
-def load_run(folder: Path, *, segment_bytes: int) -> Run:
+def load_run(folder: Path, *, segment_bytes: int, plugins: Plugins | None = None) -> Run:
     """Load a run that exists, to write it: its journal is verified, and a torn tail cut off.
 
     Raises
@@ -355,9 +366,9 @@ def load_run(folder: Path, *, segment_bytes: int) -> Run:
         journal = Journal.open(folder / JOURNAL_NAME, segment_bytes=segment_bytes)
         undo.callback(journal.close)
         start = first_start(journal)
-        calibration = load_calibration(folder, start.shape, frozen.calibration)
+        images = load_images(folder, start, frozen, plugins)
         undo.pop_all()
-    return Run(start.run, folder, start, frozen, calibration, journal, lock)
+    return Run(start.run, folder, start, frozen, images, journal, lock)
 
 
 def read_frozen(folder: Path) -> Frozen:
@@ -380,12 +391,46 @@ def read_frozen(folder: Path) -> Frozen:
             f"{folder / FROZEN_NAME} has version {version}, and this tilecast knows up to {FROZEN_VERSION}: a newer "
             "tilecast wrote it; use that one, or upgrade this one"
         )
+    if "crc32" in values and values["crc32"] != _values_crc32(values):
+        raise StoreError(
+            f"{folder / FROZEN_NAME} is damaged: its checksum is wrong; `tilecast fsck --repair` writes it again, as "
+            "the run's store says"
+        )
     return Frozen.from_dict(values)
+
+
+def vouches(folder: Path) -> bool:
+    """Whether what `read_frozen` gives has a checksum: then it is right, and what contradicts it is not."""
+    return "crc32" in json.loads((folder / FROZEN_NAME).read_text())
+
+
+def _values_crc32(values: Mapping[str, Any]) -> int:
+    """Checksum of the values themselves, however they are written."""
+    return crc32(json.dumps({name: values[name] for name in sorted(values) if name != "crc32"}).encode())
 
 
 def frozen_images(folder: Path) -> dict[str, bytes]:
     """For `dark` and `flat`, whichever were frozen in a run: their NPY files."""
     return {role: path.read_bytes() for role in ("dark", "flat") if (path := folder / f"{role}.npy").exists()}
+
+
+def load_images(folder: Path, start: Start, frozen: Frozen, plugins: Plugins | None = None) -> FrameImages:
+    """How the frames of a run become images, from what was frozen in it.
+
+    If a plugin that takes part cannot be used, that is said when the first frame comes (`FrameImages.of`).
+
+    Parameters
+    ----------
+    plugins : Plugins, optional
+        Those of the daemon; without it, they are loaded if the run needs one.
+
+    Raises
+    ------
+    CalibrationError, StoreError
+        If what was frozen cannot be read, or is something else.
+    """
+    calibration = load_calibration(folder, start.shape, frozen.calibration)
+    return FrameImages(calibration, load_steps(folder, start, frozen.steps, plugins))
 
 
 def load_calibration(folder: Path, shape: tuple[int, int], sha256: str) -> cal.Calibration:

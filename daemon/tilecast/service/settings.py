@@ -1,9 +1,10 @@
-"""What the parts of ingest are told of the configuration: the same for the daemon and for a recorder."""
+"""What ingest and plugins are told of the configuration: the same for the daemon and for a recorder."""
 
 from __future__ import annotations
 
 from tilecast.ingest.ingester import IngesterOptions
 from tilecast.ingest.settings import IngestSettings
+from tilecast.plugins import Plugins
 from tilecast.service.config import Config
 from tilecast_protocol.messages import Limits
 
@@ -31,4 +32,14 @@ def ingester_options(config: Config, *, recent_bytes: int) -> IngesterOptions:
         recent_bytes=recent_bytes,
         durability=config.journal.durability,
         fsync_interval_s=config.journal.fsync_interval_ms / 1e3,
+    )
+
+
+def load_plugins(config: Config) -> Plugins:
+    """The plugins that are installed and enabled, each with its options."""
+    return Plugins.load(
+        timeout_s=config.plugins.timeout_s,
+        max_failures=config.plugins.max_failures,
+        options_of=config.of_plugin,
+        trace=config.plugins.trace,
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable
 
 import zmq
@@ -32,9 +34,13 @@ class Sockets:
     Parameters
     ----------
     config : Config
+    with_feed : bool
+        Whether the acknowledged path has a second door, for this user's programs on this machine: `feed`.
 
     Attributes
     ----------
+    feed : str
+        The endpoint of that door; empty if there is none.
     endpoints : dict of str to str
         Where each socket is bound, by its name in the configuration: with a wildcard port, the port it became.
 
@@ -44,8 +50,10 @@ class Sockets:
         If a key file is missing or wrong.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, with_feed: bool = False) -> None:
         self.endpoints: dict[str, str] = {}
+        self.feed = ""
+        self._feed_folder = tempfile.mkdtemp(prefix="tilecast-") if with_feed else ""  # only this user may look into it
         self._config = config
         self._context: zmq.Context[Socket] = zmq.Context()
         try:
@@ -70,6 +78,11 @@ class Sockets:
                 sockets[path] = [self._subscribed(endpoint) for endpoint in self._config.endpoints("ingest.sub")]
             else:
                 socket = self._bound(zmq.ROUTER if path is IngestPath.ACK else zmq.PULL, f"ingest.{path}")
+                if socket is None and path is IngestPath.ACK and self._feed_folder:
+                    socket = self._context.socket(zmq.ROUTER)
+                    self._bound_ingest(socket)
+                    socket.linger, socket.router_mandatory = 0, True
+                    self._open_feed(socket)
                 sockets[path] = [] if socket is None else [socket]
         return sockets
 
@@ -81,6 +94,8 @@ class Sockets:
         """Close all that are still open, at once, and wait until those that were closed before have said their last."""
         self._doors.close()
         self._context.destroy(0)
+        if self._feed_folder:
+            shutil.rmtree(self._feed_folder, ignore_errors=True)
 
     def _bound(self, kind: int, name: str) -> Socket | None:
         for endpoint in self._config.endpoints(name):
@@ -97,6 +112,8 @@ class Sockets:
                 socket.sndhwm = max(100, self._config.viewers.queue_bytes // _LARGEST_NOTIFICATION_NBYTES)
                 socket.maxmsgsize = _HEADERS_NBYTES
             socket.linger = 0
+            if name == "ingest.ack" and self._feed_folder:
+                self._open_feed(socket)  # before the keys are asked for, which hold for what is bound after them
             self._doors.bind_security(socket, name)
             try:
                 _bind(socket, endpoint)
@@ -109,6 +126,11 @@ class Sockets:
             self._doors.bound(name, self.endpoints[name])
             return socket
         return None
+
+    def _open_feed(self, socket: Socket) -> None:
+        endpoint = f"ipc://{self._feed_folder}/feed"
+        _bind(socket, endpoint)
+        self.feed = endpoint
 
     def _subscribed(self, endpoint: str) -> Socket:
         socket = self._context.socket(zmq.SUB)

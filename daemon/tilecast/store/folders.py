@@ -86,16 +86,63 @@ def list_runs(root: str | os.PathLike[str]) -> list[FoundRun]:
     Reads one row or two per run, whatever its size. What cannot be read is reported in its place and keeps nobody
     from reading the others. Folders that are not named by a UUID are none of ours, and passed over.
     """
-    found = []
-    with explained(Path(root), "list the runs"):
-        folders = sorted(Path(root).iterdir()) if Path(root).exists() else []
-    for folder in folders:
+    return RunList(root).runs()
+
+
+class RunList:
+    """The runs of a store, for a program that asks for them again and again: a run is read anew only when it changed.
+
+    Whether it did is seen from its files, without opening them. Files that were written a moment ago are not trusted:
+    they may be written again within the same tick of the file system's clock.
+
+    Safe between threads.
+
+    Parameters
+    ----------
+    root : path
+        The folder of the runs.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root)
+        self._known: dict[str, tuple[_Stamp, FoundRun]] = {}
+
+    def runs(self) -> list[FoundRun]:
+        """As `list_runs` finds them at this moment."""
+        found, known = [], {}
+        with explained(self._root, "list the runs"):
+            folders = sorted(self._root.iterdir()) if self._root.exists() else []
+        for folder in folders:
+            try:
+                check_run_id(folder.name)
+            except StoreError:
+                continue
+            stamp = _stamp_of(folder)
+            before = self._known.get(folder.name)
+            one = before[1] if before is not None and before[0] == stamp else look_into(folder)
+            # One that cannot be read may be readable the next time though none of its files has changed.
+            if one.info is not None and time.time_ns() - max(written_ns for *_, written_ns in stamp) > _SETTLED_NS:
+                known[folder.name] = stamp, one
+            found.append(one)
+        self._known = known
+        return sorted(found, key=lambda entry: (entry.info is None, 0 if entry.info is None else entry.info.created_ns))
+
+
+_Stamp = tuple[tuple[int, int, int], ...]
+_SETTLED_NS = 1_000_000_000  # clocks of file systems tick at least as often
+
+
+def _stamp_of(folder: Path) -> _Stamp:
+    """What differs once a run's database has been written: inode, size and time of it and of its log."""
+    stamp = []
+    for path in (folder / TILES_NAME, wal_path(folder / TILES_NAME)):
         try:
-            check_run_id(folder.name)
-        except StoreError:
-            continue
-        found.append(look_into(folder))
-    return sorted(found, key=lambda entry: (entry.info is None, 0 if entry.info is None else entry.info.created_ns))
+            status = path.stat()
+        except OSError:
+            stamp.append((0, 0, 0))
+        else:
+            stamp.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(stamp)
 
 
 def look_into(folder: Path) -> FoundRun:

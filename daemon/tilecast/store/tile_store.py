@@ -111,6 +111,15 @@ class PlacementRow(NamedTuple):
     placement: Placement
     rev: int
 
+    @property
+    def told(self) -> list[Any]:
+        """As viewers are told of it: frame, view, t, c, z, row, col, height, width, source, index, rev."""
+        one = self.placement
+        return [
+            *(one.frame, one.view, *one.plane, one.row, one.col, one.height, one.width, one.source, one.index),
+            self.rev,
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRun:
@@ -137,29 +146,25 @@ class NewRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunInfo:
-    """All metadata of a run at one instant.
+class RunFacts:
+    """What a viewer has to know of a run at one instant.
 
     Attributes
     ----------
-    run, name, instrument, stream, start, settings
+    run, name, instrument, stream, settings
         As in `NewRun`; ``name`` may have been changed since.
     state : str
         Life of the run (PROTOCOL): ``open``, ``idle``, ``ended`` or ``sealed``.
     epoch, rev : int
         The history, from 1, and the number of its last commit, 0 before the first.
-    epoch_rev : int
-        The ``rev`` at which this epoch began: nobody can have seen an older one under this epoch.
     levels : int
         Number of levels of every plane, 0 before the first commit.
     bboxes : dict of PlaneKey to Rect
         What is covered so far, level-0 pixels.
     canvas : Canvas or None
         What viewers with non-negative indices are shown, once there is one.
-    created_ns, updated_ns : int
-        UTC; the second is when anything of it was last written.
-    n_tiles, n_placements : int
-        Rows now in the store.
+    created_ns : int
+        UTC.
     report : dict or None
         The last run report, and in ``revision`` its number; 0 if none was issued.
     """
@@ -168,19 +173,14 @@ class RunInfo:
     name: str
     instrument: str
     stream: str
-    start: bytes
     settings: dict[str, Any]
     state: str
     epoch: int
     rev: int
-    epoch_rev: int
     levels: int
     bboxes: dict[PlaneKey, Rect]
     canvas: Canvas | None
     created_ns: int
-    updated_ns: int
-    n_tiles: int
-    n_placements: int
     report: dict[str, Any] | None
     revision: int
 
@@ -188,6 +188,29 @@ class RunInfo:
     def bbox(self) -> Rect:
         """What all planes cover together, level-0 pixels; empty for none."""
         return union_of(self.bboxes.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo(RunFacts):
+    """All metadata of a run at one instant.
+
+    Attributes
+    ----------
+    start : bytes
+        As in `NewRun`.
+    epoch_rev : int
+        The ``rev`` at which this epoch began: nobody can have seen an older one under this epoch.
+    updated_ns : int
+        UTC, when anything of it was last written.
+    n_tiles, n_placements : int
+        Rows now in the store.
+    """
+
+    start: bytes
+    epoch_rev: int
+    updated_ns: int
+    n_tiles: int
+    n_placements: int
 
     @property
     def header(self) -> dict[str, Any]:

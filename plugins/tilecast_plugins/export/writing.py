@@ -7,7 +7,7 @@ disk); then one moment of the run is taken, written under a hidden name, and ren
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from tilecast_plugins.run import Run
 Progress = Callable[[str, int, int], None]
 
 _CACHE_NBYTES = 16 << 20
+_MANY = 10_000  # times, channels or positions in z
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,16 +169,21 @@ def _region(request: Request, run: Run) -> Rect | None:
 
 
 def _planes(request: Request, run: Run) -> Planes:
-    names = [str(channel.get("name", "")) for channel in run.channels]
+    names = [str(channel.get("name", "")) for channel in run.start.get("channels") or ()]
+    seen = list(run.bboxes)
     return Planes(
-        t=chosen("--times", request.times, run.n_times),
-        c=chosen("--channels", request.channels, run.n_channels, names),
-        z=chosen("--slices", request.slices, run.n_slices),
+        t=chosen("--times", request.times, run.n_times, {plane.t for plane in seen}),
+        c=chosen("--channels", request.channels, run.n_channels, {plane.c for plane in seen}, names),
+        z=chosen("--slices", request.slices, run.n_slices, {plane.z for plane in seen}),
     )
 
 
-def chosen(option: str, text: str | None, count: int, names: Sequence[str] = ()) -> tuple[int, ...]:
-    """The numbers that a list such as ``0,2-5`` names, in its order; all if it is not given.
+def chosen(
+    option: str, text: str | None, count: int, seen: Collection[int] = (), names: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """The numbers that a list such as ``0,2-5`` names, in its order.
+
+    If it is not given, all of them; or, if a frame with a huge number makes that unreasonable, those in `seen`.
 
     >>> chosen("--times", "4,0-2", 6)
     (4, 0, 1, 2)
@@ -188,20 +194,20 @@ def chosen(option: str, text: str | None, count: int, names: Sequence[str] = ())
         If there are none such, or one comes twice.
     """
     if text is None:
-        return tuple(range(count))
+        return tuple(range(count)) if count <= _MANY else tuple(sorted(seen))
     numbers: list[int] = []
     for part in text.split(","):
         word = part.strip()
         between = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word, re.ASCII)
         if word in names:
             numbers.append(names.index(word))
-        elif between:
+        elif between and int(between[1]) <= int(between[2] or between[1]):
             first, last = int(between[1]), int(between[2] or between[1])
             numbers.extend(range(first, min(last, first + count) + 1))
         else:
-            known = f", or names: {', '.join(names)}" if names else ""
+            known = f", or names: {', '.join(filter(None, names))}" if any(names) else ""
             raise ExportError(f"{option}: expected numbers as in 0,2-5{known}; got {text!r}")
-    if not numbers or max(numbers) >= count or len(set(numbers)) != len(numbers):
+    if max(numbers) >= count or len(set(numbers)) != len(numbers):
         raise ExportError(f"{option}: the run has 0 to {count - 1}, each to be named once; got {text!r}")
     return tuple(numbers)
 

@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from traceback import format_exception
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import structlog
@@ -208,15 +209,25 @@ async def _tell(_request: Request, error: Exception) -> Response:
     return answer
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, str(error.detail), dict(error.headers or {}))
+    said = str(error.detail)
+    if error.status_code == 404 and said == "Not Found":  # the framework's own word for an address that leads nowhere
+        said = f"nothing is served at {request.url.path[:200]}; / is the page, /api/v1/openapi.json describes the rest"
+    return problem(error.status_code, said, dict(error.headers or {}))
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    sentences = [f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}" for one in error.errors()]
-    return problem(422, "; ".join(sentences))
+    return problem(422, "; ".join(_sentence(one) for one in error.errors()))
+
+
+def _sentence(one: Mapping[str, Any]) -> str:
+    """What is wrong with a parameter; without a regular expression, where a word will do."""
+    name = ".".join(str(part) for part in one["loc"][1:]) or "body"
+    if name == "run" and one["type"] == "string_pattern_mismatch":
+        return f"a run is named by its UUID, as /api/v1/runs lists them; got {str(one['input'])[:40]!r}"
+    return f"{name}: {one['msg']}"
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

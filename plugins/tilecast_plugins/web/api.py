@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.responses import Response
@@ -24,6 +25,7 @@ from tilecast_plugins.run import Run
 from tilecast_plugins.web import caching, encoding, rendering
 from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, TooLargeError
 from tilecast_plugins.web.looks import MAX_CHANNELS, wanted_look
+from tilecast_plugins.web.rendering import Look
 from tilecast_plugins.web.sources import UnreadableRun
 
 MAX_INDEX = 2**31 - 1
@@ -49,6 +51,50 @@ Coordinate = Annotated[float, Query(ge=-MAX_INDEX, le=MAX_INDEX, allow_inf_nan=F
 Channels = Annotated[
     str, Query(pattern=r"^\d{1,9}(,\d{1,9}){0,15}$", description="A channel, or several with commas between, mixed.")
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which planes a request is about, and what it says of how to show them.
+
+    Attributes
+    ----------
+    t, z : int
+    c : str
+        A channel, or several with commas between.
+    """
+
+    request: Request
+    t: PlaneIndex = 0
+    c: Channels = "0"
+    z: PlaneIndex = 0
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels as numbers."""
+        return parse_channels(self.c)
+
+    @property
+    def planes(self) -> list[PlaneKey]:
+        """A plane for each channel."""
+        return [PlaneKey(self.t, c, self.z) for c in self.channels]
+
+    def look(self, gateway: Gateway, run: Run) -> Look:
+        """How a picture of them looks; blocking."""
+        return wanted_look(self.request.query_params, len(self.channels)).of(gateway, run, self.channels)
+
+    @property
+    def quality(self) -> int:
+        """For jpg and webp."""
+        return parse_quality(self.request.query_params)
+
+    @property
+    def if_none_match(self) -> str | None:
+        """The header of that name."""
+        return self.request.headers.get("if-none-match")
+
+
+WhatIsShown = Annotated[Shown, Depends()]
 
 
 class Problem(BaseModel):
@@ -347,9 +393,7 @@ def details(gateway: Gateway, run: Run) -> dict[str, Any]:
         "n_times": run.n_times,
         "n_channels": run.n_channels,
         "n_slices": run.n_slices,
-        "channels": [
-            _plain(channel) | {"window": list(gateway.window(run, c))} for c, channel in enumerate(run.channels)
-        ],
+        "channels": [_plain(channel) | {"window": list(gateway.window(run, channel["c"]))} for channel in run.channels],
         "canvas": canvas and {"bounds": list(canvas.rect), "levels": canvas.levels, "fixed": canvas.fixed},
         "affine": [list(row) for row in run.affine],
         "frame_shape": list(run.start.get("shape") or []),
@@ -422,18 +466,9 @@ def _add_pixels(api: APIRouter, gateway: Gateway) -> None:
         openapi_extra={"parameters": _LOOK_PARAMETERS},
         summary="A small picture of the whole",
     )
-    async def thumbnail(
-        request: Request,
-        run: RunId,
-        fmt: Literal["png", "jpg", "webp"],
-        t: PlaneIndex = 0,
-        c: Channels = "0",
-        z: PlaneIndex = 0,
-    ) -> Response:
+    async def thumbnail(run: RunId, fmt: Literal["png", "jpg", "webp"], shown: WhatIsShown) -> Response:
         """The whole mosaic, at most 320 pixels a side; 404 while there is nothing."""
-        return await gateway.work(
-            _thumbnail, gateway, run, fmt, t, parse_channels(c), z, dict(request.query_params), request.headers
-        )
+        return await gateway.work(_thumbnail, gateway, run, fmt, shown)
 
     @api.get(
         "/runs/{run}/region.{fmt}",
@@ -443,40 +478,22 @@ def _add_pixels(api: APIRouter, gateway: Gateway) -> None:
         summary="A rectangle of a level",
     )
     async def region(
-        request: Request,
         run: RunId,
         fmt: Literal["png", "jpg", "webp", "raw"],
         row0: Index,
         row1: Index,
         col0: Index,
         col1: Index,
-        t: PlaneIndex = 0,
-        c: Channels = "0",
-        z: PlaneIndex = 0,
+        shown: WhatIsShown,
         level: Level = 0,
     ) -> Response:
         """What a rectangle of level-0 pixels shows at a level; bounds are widened to whole pixels of that level."""
-        bounds = Rect(row0, col0, row1, col1)
-        return await gateway.work(
-            _region,
-            gateway,
-            run,
-            fmt,
-            bounds,
-            t,
-            parse_channels(c),
-            z,
-            level,
-            dict(request.query_params),
-            request.headers,
-        )
+        return await gateway.work(_region, gateway, run, fmt, Rect(row0, col0, row1, col1), level, shown)
 
     @api.get("/runs/{run}/value", summary="The value of a pixel")
-    async def value(
-        run: RunId, row: Index, col: Index, t: PlaneIndex = 0, c: Channels = "0", z: PlaneIndex = 0
-    ) -> JSONResponse:
+    async def value(run: RunId, row: Index, col: Index, shown: WhatIsShown) -> JSONResponse:
         """Of each channel the value of a level-0 pixel, null where nothing is covered, and where that is in µm."""
-        return JSONResponse(await gateway.work(_value, gateway, run, row, col, t, parse_channels(c), z))
+        return JSONResponse(await gateway.work(_value, gateway, run, row, col, shown))
 
     @api.get("/runs/{run}/profile", summary="Values along a line")
     async def profile(
@@ -485,14 +502,12 @@ def _add_pixels(api: APIRouter, gateway: Gateway) -> None:
         col0: Coordinate,
         row1: Coordinate,
         col1: Coordinate,
-        t: PlaneIndex = 0,
-        c: Channels = "0",
-        z: PlaneIndex = 0,
+        shown: WhatIsShown,
         samples: Annotated[int | None, Query(ge=2, description="Left out: one per pixel of the line.")] = None,
     ) -> JSONResponse:
         """The nearest pixels' values at equally spaced points; the centre of pixel (r, c) is (r + 0.5, c + 0.5)."""
         line = (row0, col0), (row1, col1)
-        return JSONResponse(await gateway.work(_profile, gateway, run, line, t, parse_channels(c), z, samples))
+        return JSONResponse(await gateway.work(_profile, gateway, run, line, shown, samples))
 
     @api.get("/runs/{run}/histogram", summary="How often which values occur")
     async def histogram(
@@ -512,68 +527,42 @@ def _add_pixels(api: APIRouter, gateway: Gateway) -> None:
         return JSONResponse(await gateway.work(_histogram, gateway, run, bounds, PlaneKey(t, c, z), level, bins))
 
 
-def _thumbnail(
-    gateway: Gateway,
-    run_id: str,
-    fmt: str,
-    t: int,
-    channels: Sequence[int],
-    z: int,
-    query: dict[str, str],
-    headers: Any,
-) -> Response:
+def _thumbnail(gateway: Gateway, run_id: str, fmt: str, shown: Shown) -> Response:
     run = gateway.run(run_id)
     if run.bbox.empty:
         raise NotFoundError("there is nothing of this run yet")
     level = 0
     while max(rect_at_level(run.bbox, level).height, rect_at_level(run.bbox, level).width) > _THUMBNAIL_SIDE:
         level += 1
+    return _picture(gateway, run, fmt, level, rect_at_level(run.bbox, level), shown)
+
+
+def _picture(gateway: Gateway, run: Run, fmt: str, level: int, at_level: Rect, shown: Shown) -> Response:
     return gateway.region_picture(
         run,
-        [PlaneKey(t, c, z) for c in channels],
+        shown.planes,
         level,
-        rect_at_level(run.bbox, level),
-        wanted_look(query, len(channels)).of(gateway, run, channels),
+        at_level,
+        shown.look(gateway, run),
         fmt,
-        quality=parse_quality(query),
-        if_none_match=headers.get("if-none-match"),
+        quality=shown.quality,
+        if_none_match=shown.if_none_match,
     )
 
 
-def _region(
-    gateway: Gateway,
-    run_id: str,
-    fmt: str,
-    bounds: Rect,
-    t: int,
-    channels: Sequence[int],
-    z: int,
-    level: int,
-    query: dict[str, str],
-    headers: Any,
-) -> Response:
+def _region(gateway: Gateway, run_id: str, fmt: str, bounds: Rect, level: int, shown: Shown) -> Response:
     run = gateway.run(run_id)
-    gateway.check_region(bounds if bounds.empty else rect_at_level(bounds, level))
-    at_level = rect_at_level(bounds, level)
+    at_level = bounds if bounds.empty else rect_at_level(bounds, level)
+    gateway.check_region(at_level)
     if fmt != "raw":
-        look = wanted_look(query, len(channels)).of(gateway, run, channels)
-        return gateway.region_picture(
-            run,
-            [PlaneKey(t, c, z) for c in channels],
-            level,
-            at_level,
-            look,
-            fmt,
-            quality=parse_quality(query),
-            if_none_match=headers.get("if-none-match"),
-        )
-    if len(channels) > 1:
+        return _picture(gateway, run, fmt, level, at_level, shown)
+    if len(shown.planes) > 1:
         raise BadRequestError("raw holds one channel; ask for each")
-    plane = PlaneKey(t, channels[0], z)
-    with_mask = query.get("mask") in ("1", "true")
+    plane = shown.planes[0]
+    with_mask = shown.request.query_params.get("mask") in ("1", "true")
     found = gateway.pixels.region(run, plane, level, at_level)
     tag = caching.etag(run.run, run.epoch, tuple(plane), level, tuple(at_level), found.rev, "raw", with_mask)
-    if caching.matches(headers.get("if-none-match"), tag):
+    if caching.matches(shown.if_none_match, tag):
         return caching.not_modified(tag)
     return Response(
         encoding.raw(found.pixels, found.coverage, with_mask=with_mask),
@@ -581,22 +570,18 @@ def _region(
     )
 
 
-def _value(
-    gateway: Gateway, run_id: str, row: int, col: int, t: int, channels: Sequence[int], z: int
-) -> dict[str, Any]:
+def _value(gateway: Gateway, run_id: str, row: int, col: int, shown: Shown) -> dict[str, Any]:
     run = gateway.run(run_id)
-    values = [gateway.pixels.value(run, PlaneKey(t, c, z), row, col) for c in channels]
+    values = [gateway.pixels.value(run, plane, row, col) for plane in shown.planes]
     x_um, y_um = run.stage_um(row + 0.5, col + 0.5)
-    return {"row": row, "col": col, "x_um": x_um, "y_um": y_um, "channels": list(channels), "values": values}
+    return {"row": row, "col": col, "x_um": x_um, "y_um": y_um, "channels": shown.channels, "values": values}
 
 
 def _profile(
     gateway: Gateway,
     run_id: str,
     line: tuple[tuple[float, float], tuple[float, float]],
-    t: int,
-    channels: Sequence[int],
-    z: int,
+    shown: Shown,
     n_samples: int | None,
 ) -> dict[str, Any]:
     run = gateway.run(run_id)
@@ -608,11 +593,11 @@ def _profile(
             "ask for fewer samples, or a shorter line"
         )
     wanted = max(2, wanted)
-    profiles = [gateway.pixels.profile(run, PlaneKey(t, c, z), start, end, wanted) for c in channels]
+    profiles = [gateway.pixels.profile(run, plane, start, end, wanted) for plane in shown.planes]
     (x0_um, y0_um), (x1_um, y1_um) = run.stage_um(*start), run.stage_um(*end)
     length_um = math.hypot(x1_um - x0_um, y1_um - y0_um)
     return {
-        "channels": list(channels),
+        "channels": shown.channels,
         "length_um": length_um,
         "points": [
             {

@@ -8,7 +8,19 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from tilecast_plugins.web import access, addresses, api, catmaid, deepzoom, events, hot, iip, ome_zarr, page
+from tilecast_plugins.web import (
+    access,
+    addresses,
+    api,
+    catmaid,
+    deepzoom,
+    events,
+    hot,
+    iip,
+    iip_classic,
+    ome_zarr,
+    page,
+)
 from tilecast_plugins.web.gateway import Gateway
 from tilecast_plugins.web.settings import Settings
 
@@ -19,6 +31,7 @@ ROUTERS = (
     catmaid.router,
     deepzoom.router,
     iip.router,
+    iip_classic.router,
     ome_zarr.router,
     page.router,
 )

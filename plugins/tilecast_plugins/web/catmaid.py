@@ -46,15 +46,7 @@ OVERVIEW_PX = 256
 MAX_CHANNELS = 64
 
 #: Colours by the names that type 9 has for them.
-COLOURS = {
-    "red": (1, 0, 0),
-    "green": (0, 1, 0),
-    "blue": (0, 0, 1),
-    "cyan": (0, 1, 1),
-    "magenta": (1, 0, 1),
-    "yellow": (1, 1, 0),
-    "white": (1, 1, 1),
-}
+COLOURS = {name: rendering.COLORS[name] for name in ("red", "green", "blue", "cyan", "magenta", "yellow", "white")}
 
 _TITLES = {
     1: "file based",
@@ -290,6 +282,16 @@ def stack_info(
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """One channel of one time point, and the grey levels shown as black and white."""
+
+    view: CanvasView
+    t: int
+    c: int
+    window: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A channel as type 9 shows it."""
 
@@ -297,7 +299,7 @@ class Layer:
     low: float | None
     high: float | None
     gamma: float
-    color: tuple[int, int, int]
+    color: rendering.Color
 
 
 def read_layers(values: dict[str, str], c: int, n_channels: int) -> tuple[tuple[Layer, ...], int]:
@@ -413,7 +415,7 @@ def router(gateway: Gateway) -> APIRouter:
                 raise CatmaidError(f"basename is of another stack, {run} {t}.{c}")
             view = CanvasView.of(gateway.run(run, epoch))
             at = read_query(values, view.tile_size, view.levels, "jpg")
-            return _picture(gateway, view, t, c, window, at, if_none_match)
+            return _picture(gateway, Stack(view, t, c, window), at, if_none_match)
 
         return await gateway.work(answer)
 
@@ -438,9 +440,10 @@ def router(gateway: Gateway) -> APIRouter:
                 asked: TileAt | Overview = read_query(values, view.tile_size, view.levels, "jpg")
             else:
                 asked = read_path(source_type, path, view.tile_size)
+            stack = Stack(view, t, c, grey_levels)
             if source_type == 9:
-                return _mixed_picture(gateway, view, t, c, grey_levels, asked, values, if_none_match)
-            return _picture(gateway, view, t, c, grey_levels, asked, if_none_match)
+                return _mixed_picture(gateway, stack, asked, values, if_none_match)
+            return _picture(gateway, stack, asked, if_none_match)
 
         return await gateway.work(answer)
 
@@ -484,83 +487,60 @@ def _canary(view: CanvasView, plane: PlaneKey) -> tuple[int, int]:
     return (box.col0 + box.col1) // 2 - canvas.col0, (box.row0 + box.row1) // 2 - canvas.row0
 
 
-def _picture(
-    gateway: Gateway,
-    view: CanvasView,
-    t: int,
-    c: int,
-    window: tuple[float, float],
-    asked: TileAt | Overview,
-    if_none_match: str | None,
-) -> Response:
+def _layers(
+    gateway: Gateway, view: CanvasView, planes: Sequence[PlaneKey], asked: TileAt | Overview
+) -> tuple[object, list[tuple[Any, Any, int]]]:
+    """What of the planes is asked for: its name, and pixels, mask and rev of each."""
+    if isinstance(asked, Overview):
+        return "overview", [overview(gateway, view, plane) for plane in planes]
+    key, shape = view.key(asked.level, asked.row, asked.col), (view.tile_size, view.tile_size)
+    tiles = [gateway.tile(view.run, plane, key) for plane in planes]
+    return tuple(key), [
+        (np.zeros(shape, view.run.dtype), np.zeros(shape, np.bool_), 0)
+        if tile is None
+        else (tile.pixels, tile.coverage, tile.rev)
+        for tile in tiles
+    ]
+
+
+def _picture(gateway: Gateway, stack: Stack, asked: TileAt | Overview, if_none_match: str | None) -> Response:
     """One channel, in grey."""
-    plane = view.plane(t, c, asked.z)
-    look, fmt = Look((ChannelLook(*window),)), _format(asked.format)
-    if isinstance(asked, TileAt):
-        key = view.key(asked.level, asked.row, asked.col)
-        # Whatever is not covered is black: catpy reads grey, and takes the colour under a transparent pixel.
-        tile = gateway.tile(view.run, plane, key)
-        pixels, mask, rev = (None, None, None) if tile is None else tile
-        name: tuple[object, ...] = (tuple(plane), tuple(key))
-        shape = (view.tile_size, view.tile_size)
-    else:
-        pixels, mask, rev = overview(gateway, view, plane)
-        name = (tuple(plane), "overview")
-        shape = pixels.shape
-    tag = caching.etag(view.run.run, view.run.epoch, *name, rev, look, fmt, "black")
-    if caching.matches(if_none_match, tag):
-        return caching.not_modified(tag)
-    if pixels is None:
-        picture = rendering.blank(shape, look, alpha=False)
-    else:
-        picture = rendering.render([pixels], [mask], look, alpha=False)
-    return picture_answer(encoding.encode(picture, fmt), fmt, tag)
+    planes = [stack.view.plane(stack.t, stack.c, asked.z)]
+    name, layers = _layers(gateway, stack.view, planes, asked)
+    look, fmt = Look((ChannelLook(*stack.window),)), _format(asked.format)
+    # Whatever is not covered is black: catpy reads grey, and takes the colour under a transparent pixel.
+    return gateway.layers_picture(
+        stack.view.run, (tuple(planes), name), layers, look, fmt, if_none_match=if_none_match, alpha=False
+    )
 
 
 def _mixed_picture(
-    gateway: Gateway,
-    view: CanvasView,
-    t: int,
-    c: int,
-    window: tuple[float, float],
-    asked: TileAt | Overview,
-    values: dict[str, str],
-    if_none_match: str | None,
+    gateway: Gateway, stack: Stack, asked: TileAt | Overview, values: dict[str, str], if_none_match: str | None
 ) -> Response:
     """Type 9: channels in colours, each with its own grey levels and gamma, added."""
-    layers, quality = read_layers(values, c, view.shape[1])
+    view = stack.view
+    shown, quality = read_layers(values, stack.c, view.shape[1])
     fmt = _format(asked.format)
-    planes = [view.plane(t, layer.c, asked.z) for layer in layers]
-    looks = [_layer_look(gateway, view, c, window, layer) for layer in layers]
-    if isinstance(asked, TileAt):
-        key = view.key(asked.level, asked.row, asked.col)
-        tiles = [gateway.tile(view.run, plane, key) for plane in planes]
-        found = [(None, None, 0) if tile is None else (tile.pixels, tile.coverage, tile.rev) for tile in tiles]
-        name: tuple[object, ...] = tuple(key)
-        shape = (view.tile_size, view.tile_size)
-    else:
-        found = [overview(gateway, view, plane) for plane in planes]
-        name = ("overview",)
-        shape = next(pixels.shape for pixels, _, _ in found if pixels is not None)
-    rev = max(rev for _, _, rev in found)
+    planes = [view.plane(stack.t, one.c, asked.z) for one in shown]
+    looks = [_layer_look(gateway, stack, one) for one in shown]
+    name, layers = _layers(gateway, view, planes, asked)
+    rev = max(rev for _, _, rev in layers)
     tag = caching.etag(view.run.run, view.run.epoch, tuple(planes), name, rev, tuple(looks), fmt, quality, "mixed")
     if caching.matches(if_none_match, tag):
         return caching.not_modified(tag)
     pictures = [
-        rendering.blank(shape, look, alpha=False)
-        if pixels is None
-        else rendering.render([pixels], [mask], look, alpha=False)
-        for look, (pixels, mask, _) in zip(looks, found, strict=True)
+        rendering.render([pixels], [mask], look, alpha=False)
+        for look, (pixels, mask, _) in zip(looks, layers, strict=True)
     ]
     return picture_answer(encoding.encode(_added(pictures), fmt, quality), fmt, tag)
 
 
-def _layer_look(gateway: Gateway, view: CanvasView, c: int, window: tuple[float, float], layer: Layer) -> Look:
+def _layer_look(gateway: Gateway, stack: Stack, layer: Layer) -> Look:
     low, high = layer.low, layer.high
-    if layer.c == c:  # the stack's own channel has its grey levels in the address
-        low, high = (window[0] if low is None else low), (window[1] if high is None else high)
+    if layer.c == stack.c:  # the stack's own channel has its grey levels in the address
+        low, high = (stack.window[0] if low is None else low), (stack.window[1] if high is None else high)
     wanted = Look((ChannelLook(color=layer.color),), gamma=layer.gamma)
-    return gateway.look(view.run, [layer.c], wanted, [(low, high)])
+    return gateway.look(stack.view.run, [layer.c], wanted, [(low, high)])
 
 
 def _added(pictures: Sequence[rendering.Picture]) -> rendering.Picture:

@@ -21,10 +21,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tilecast_plugins.web import caching, encoding, rendering
+from tilecast_plugins.web import encoding
 from tilecast_plugins.web.canvas_view import CanvasView, above_top
 from tilecast_plugins.web.documents import IfNoneMatch, document
-from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, picture_answer
+from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError
 from tilecast_plugins.web.looks import MAX_CHANNELS, wanted_look
 
 
@@ -118,17 +118,8 @@ def router(gateway: Gateway) -> APIRouter:
             if (row, col) != (0, 0):
                 raise NotFoundError(f"DeepZoom level {level} has one tile, 0_0; asked for {col}_{row}")
             found = [above_top(gateway.pixels, view, plane, our) for plane in planes]
-            rev = max(rev for _, _, rev in found)
-            tag = caching.etag(view.run.run, view.run.epoch, tuple(planes), "above", our, rev, look, fmt)
-            if caching.matches(if_none_match, tag):
-                return caching.not_modified(tag)
-            picture = rendering.render(
-                [pixels for pixels, _, _ in found],
-                [mask for _, mask, _ in found],
-                look,
-                alpha=fmt in encoding.TRANSPARENT,
-            )
-            return picture_answer(encoding.encode(picture, fmt), fmt, tag)
+            name = (tuple(planes), "above", our)
+            return gateway.layers_picture(view.run, name, found, look, fmt, if_none_match=if_none_match)
 
         return await gateway.work(answer)
 

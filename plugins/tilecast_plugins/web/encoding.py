@@ -64,6 +64,14 @@ def encode(picture: NDArray[np.uint8], fmt: str, quality: int = DEFAULT_QUALITY)
     return file.getvalue()
 
 
+def resized(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture of so many rows and columns; each of its pixels is the mean of those that lie under it."""
+    if picture.shape[:2] == size:
+        return picture
+    found: NDArray[np.uint8] = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX))
+    return found
+
+
 def raw(pixels: NDArray[Any], coverage: NDArray[np.bool_] | None, *, with_mask: bool) -> bytes:
     """Pixels row-major and little-endian; then, if asked for, a byte for each: 1 where it is covered, else 0."""
     little = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False)

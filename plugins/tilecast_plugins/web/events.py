@@ -32,7 +32,8 @@ from tilecast_plugins.run import Run
 from tilecast_plugins.web.access import problem
 from tilecast_plugins.web.gateway import Gateway
 from tilecast_plugins.web.news import Committed, Ended, Heartbeat, Lost, Moved, News, Notice, StageAt
-from tilecast_plugins.web.sources import PlacedFrame, UnknownRunError
+from tilecast_plugins.web.sources import UnknownRunError
+from tilecast_protocol.client import PlacedFrame
 from tilecast_protocol.errors import QueryError
 
 _BEAT_S: Final = 1.0
@@ -159,7 +160,7 @@ class _Follower:
             case Moved(run=self._run) | Lost():
                 async for event in self._heal():
                     yield event
-            case Notice(run=self._run):
+            case Notice() if news.run == self._run or news.kind in _RUN_KINDS:  # of others, for the list of runs
                 yield _notice(news)
             case StageAt(instrument=self._instrument):
                 yield _stage(news)

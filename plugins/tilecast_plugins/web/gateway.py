@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.responses import Response
 
 from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level
@@ -271,6 +272,46 @@ class Gateway:
             picture = rendering.render([one[0] for one in shown], [one[1] for one in shown], look, alpha=alpha)
         return picture_answer(encoding.encode(picture, fmt, quality), fmt, tag)
 
+    def layers_picture(
+        self,
+        run: Run,
+        name: tuple[object, ...],
+        layers: Sequence[tuple[NDArray[Any], NDArray[np.bool_] | None, int]],
+        look: Look,
+        fmt: str,
+        *,
+        quality: int = encoding.DEFAULT_QUALITY,
+        if_none_match: str | None = None,
+        alpha: bool = True,
+        size: tuple[int, int] | None = None,
+    ) -> Response:
+        """Arrays as a rendered picture, or 304.
+
+        Parameters
+        ----------
+        name : tuple
+            What of the run they are.
+        layers : sequence of (pixels, mask, rev)
+            One for each channel of `look`.
+        alpha : bool
+            Whether what is not covered is transparent, where the format can say so; else it is the background.
+        size : (rows, cols), optional
+            Of the picture, if not that of the arrays.
+        """
+        rev = max(rev for _, _, rev in layers)
+        tag = caching.etag(run.run, run.epoch, name, rev, look, fmt, quality, alpha, size)
+        if caching.matches(if_none_match, tag):
+            return caching.not_modified(tag)
+        picture = rendering.render(
+            [pixels for pixels, _, _ in layers],
+            [mask for _, mask, _ in layers],
+            look,
+            alpha=alpha and fmt in encoding.TRANSPARENT,
+        )
+        if size is not None:
+            picture = encoding.resized(picture, size)
+        return picture_answer(encoding.encode(picture, fmt, quality), fmt, tag)
+
     def region_picture(
         self,
         run: Run,
@@ -280,10 +321,11 @@ class Gateway:
         look: Look,
         fmt: str,
         *,
+        size: tuple[int, int] | None = None,
         quality: int = encoding.DEFAULT_QUALITY,
         if_none_match: str | None = None,
     ) -> Response:
-        """A rendered rectangle of a level, in that level's pixels, signed; or 304.
+        """A rendered rectangle of a level, in that level's pixels, signed; or 304. `size`: of another (rows, cols).
 
         Raises
         ------
@@ -294,17 +336,10 @@ class Gateway:
         if max(bounds.height, bounds.width) > encoding.MAX_SIDE[fmt]:
             raise TooLargeError(f"{fmt} holds pictures of up to {encoding.MAX_SIDE[fmt]} pixels a side; take png")
         regions = [self.pixels.region(run, plane, level, bounds) for plane in planes]
-        rev = max(region.rev for region in regions)
-        tag = caching.etag(run.run, run.epoch, tuple(planes), level, tuple(bounds), rev, look, fmt, quality)
-        if caching.matches(if_none_match, tag):
-            return caching.not_modified(tag)
-        picture = rendering.render(
-            [region.pixels for region in regions],
-            [region.coverage for region in regions],
-            look,
-            alpha=fmt in encoding.TRANSPARENT,
+        name = (tuple(planes), level, tuple(bounds))
+        return self.layers_picture(
+            run, name, regions, look, fmt, quality=quality, if_none_match=if_none_match, size=size
         )
-        return picture_answer(encoding.encode(picture, fmt, quality), fmt, tag)
 
     def check_region(self, bounds: Rect) -> None:
         """Refuse a rectangle that is empty or too large, before anything is read."""

@@ -52,12 +52,12 @@ MAX_CHANNELS = 64
 
 COLOUR_MAPS = ("grey", "jet", "cold", "hot", "cool")
 
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WHOLE = r"[+-]?\d{1,10}"
 _PATTERNS = {
     "JTL": re.compile(r"(\d{1,6}),(\d{1,16})"),
-    "MINMAX": re.compile(rf"(\d{{1,6}}):({_NUMBER}),({_NUMBER})"),
-    "MIX": re.compile(rf"(\d{{1,6}}):({_NUMBER}),({_NUMBER}),({_NUMBER})"),
+    "MINMAX": re.compile(rf"(\d{{1,6}}):({NUMBER}),({NUMBER})"),
+    "MIX": re.compile(rf"(\d{{1,6}}):({NUMBER}),({NUMBER}),({NUMBER})"),
     "LINE": re.compile(rf"({_WHOLE}),({_WHOLE}):({_WHOLE}),({_WHOLE})"),
     "VAL": re.compile(rf"({_WHOLE}),({_WHOLE})"),
     "CHAN": re.compile(r"\d{1,6}"),
@@ -236,10 +236,10 @@ def _settings(values: dict[str, list[str]]) -> Settings:
     minmax, mix = {}, {}
     for text in values.get("MINMAX", ()):
         number, low, high = _match("MINMAX", "MINMAX", text)
-        minmax[_channel("MINMAX", number)] = (_finite("MINMAX", low), _finite("MINMAX", high))
+        minmax[_channel("MINMAX", number)] = (finite("MINMAX", low), finite("MINMAX", high))
     for text in values.get("MIX", ()):
         number, *parts = _match("MIX", "MIX", text)
-        red, green, blue = (_finite("MIX", part) for part in parts)
+        red, green, blue = (finite("MIX", part) for part in parts)
         mix[_channel("MIX", number)] = (red, green, blue)
     colour_map = values.get("CMP", ["grey"])[0]
     if colour_map not in COLOUR_MAPS:
@@ -271,7 +271,13 @@ def _channel(key: str, text: str) -> int:
     return int(text) - 1
 
 
-def _finite(key: str, text: str) -> float:
+def finite(key: str, text: str) -> float:
+    """A number that is not absurdly large.
+
+    Raises
+    ------
+    IIPError
+    """
     value = float(text)
     if not abs(value) < 1e38:
         raise IIPError(f"{key}: {text} is too large a number")
@@ -282,7 +288,7 @@ def _within(values: dict[str, list[str]], key: str, default: float, least: float
     if key not in values:
         return default
     text = values[key][0]
-    if not text.isascii() or not re.fullmatch(_NUMBER, text) or not least <= float(text) <= most:
+    if not text.isascii() or not re.fullmatch(NUMBER, text) or not least <= float(text) <= most:
         raise IIPError(f"{key} must be a number from {least:g} to {most:g}; got {text[:100]!r}")
     return float(text)
 
@@ -314,16 +320,14 @@ def tile_place(view: CanvasView, tile: Tile) -> tuple[int, int, int]:
 def header_text(view: CanvasView, windows: Sequence[tuple[float, float]]) -> str:
     """The answer to ``obj``."""
     height, width = view.size(0)
-    sizes = ",".join("{1} {0}".format(*view.size(level)) for level in reversed(range(view.levels)))
-    ranges = " ".join(f"{low:g} {high:g}" for low, high in windows)
     return (
         "IIP:1.0\n"
         f"Max-size:{width} {height}\n"
         f"Tile-size:{view.tile_size} {view.tile_size}\n"
         f"Resolution-number:{view.levels}\n"
-        f"Resolutions:{sizes}\n"
+        f"Resolutions:{resolutions_text(view)}\n"
         f"Bits-per-channel:{bits(view)}\n"
-        f"Min-Max-sample-values:{ranges}\n"
+        f"Min-Max-sample-values:{ranges_text(windows)}\n"
         "subject/0:\n"
     )
 
@@ -370,6 +374,16 @@ def information(view: CanvasView, t: int, z: int, windows: Sequence[tuple[float,
     }
 
 
+def resolutions_text(view: CanvasView) -> str:
+    """Width and height of each resolution, the smallest first."""
+    return ",".join("{1} {0}".format(*view.size(level)) for level in reversed(range(view.levels)))
+
+
+def ranges_text(windows: Sequence[tuple[float, float]]) -> str:
+    """The values shown as black and white of each channel."""
+    return " ".join(f"{low:g} {high:g}" for low, high in windows)
+
+
 def bits(view: CanvasView) -> int:
     """Bits of a sample."""
     return int(view.dtype[2]) * 8
@@ -399,7 +413,7 @@ def answer(gateway: Gateway, asked: Request, if_none_match: str | None) -> Respo
     if image.up:
         command = turned(command, height)
     if isinstance(command, Header | Information):
-        windows = [gateway.window(run, c) for c in _all_channels(view)]
+        windows = [gateway.window(run, c) for c in all_channels(view)]
         if isinstance(command, Header):
             return document(header_text(view, windows).encode(), "text/plain; charset=utf-8", if_none_match)
         told = information(view, image.t, image.z, windows)
@@ -423,12 +437,7 @@ def answer(gateway: Gateway, asked: Request, if_none_match: str | None) -> Respo
     look = _look(gateway, view, channels, asked.settings)
     quality = encoding.DEFAULT_QUALITY if asked.settings.quality is None else asked.settings.quality
     if isinstance(command, Tile):
-        key = view.key(*tile_place(view, command))
-        made = gateway.tile_picture(
-            run, planes, key, look, command.format, quality=quality, if_none_match=if_none_match, blank=True
-        )
-        assert made is not None, "blank tiles are pictures too"
-        return made
+        return tile_picture(gateway, view, planes, look, command, quality, if_none_match)
     bounds = region_bounds(view, command)
     return gateway.region_picture(
         run,
@@ -440,6 +449,24 @@ def answer(gateway: Gateway, asked: Request, if_none_match: str | None) -> Respo
         quality=quality,
         if_none_match=if_none_match,
     )
+
+
+def tile_picture(
+    gateway: Gateway,
+    view: CanvasView,
+    planes: Sequence[PlaneKey],
+    look: Look,
+    tile: Tile,
+    quality: int,
+    if_none_match: str | None,
+) -> Response:
+    """A tile as an answer, or 304; one that nothing covers is blank."""
+    key = view.key(*tile_place(view, tile))
+    made = gateway.tile_picture(
+        view.run, planes, key, look, tile.format, quality=quality, if_none_match=if_none_match, blank=True
+    )
+    assert made is not None, "blank tiles are pictures too"
+    return made
 
 
 def region_bounds(view: CanvasView, region: Region) -> Rect:
@@ -464,16 +491,23 @@ def region_bounds(view: CanvasView, region: Region) -> Rect:
     return bounds
 
 
-def _all_channels(view: CanvasView) -> range:
+def all_channels(view: CanvasView) -> range:
+    """The channels of an image of all.
+
+    Raises
+    ------
+    TooLargeError
+        If there are more than can be shown.
+    """
     count = view.shape[1]
     if count > MAX_CHANNELS:
-        raise TooLargeError(f"the run has {count} channels, and IIP shows at most {MAX_CHANNELS}: name some with CHAN")
+        raise TooLargeError(f"the run has {count} channels, and IIP shows at most {MAX_CHANNELS}: name one")
     return range(count)
 
 
 def _channels(view: CanvasView, settings: Settings) -> Sequence[int]:
     """Those that were named, or all."""
-    return settings.channels or _all_channels(view)
+    return settings.channels or all_channels(view)
 
 
 def _look(gateway: Gateway, view: CanvasView, channels: Sequence[int], settings: Settings) -> Look:

@@ -127,7 +127,7 @@ def _color_of(said: Sequence[Mapping[str, object]], c: int, n_shown: int) -> Col
     """A channel's colour: alone it is grey; among others as `start` says, or the next of our own."""
     if n_shown == 1:
         return rendering.COLORS["white"]
-    given = said[c].get("color") if c < len(said) else None
+    given = next((one.get("color") for one in said if one["c"] == c), None)
     if isinstance(given, str):
         try:
             return rendering.parse_color(given)

@@ -25,6 +25,7 @@ from tilecast_protocol.messages import DaemonHeartbeat, RunNotice
 log = structlog.get_logger()
 
 _PATIENCE_S: Final = 0.5  # how long the thread waits for news before it looks whether it is to end
+_AGAIN_S: Final = 2.0  # until it tries again to listen
 _QUEUE_ITEMS: Final = 500
 
 
@@ -165,22 +166,30 @@ class Newsroom:
     def _listen(self) -> None:
         """The thread: everything that comes, until it is stopped."""
         assert self._notify is not None
-        try:
-            with Client(self._notify, None, notices=True) as client:
-                last: DaemonHeartbeat | None = None
-                while not self._stop.is_set():
-                    try:
-                        update = client.next_update(_PATIENCE_S)
-                    except TilecastError as error:
-                        log.warning("a notification could not be used", error=str(error))
-                        continue
-                    if client.heartbeat is not last and client.heartbeat is not None:
-                        last = client.heartbeat
-                        self._hand_over(_heartbeat(last))
-                    if update is not None:
-                        self._hand_over(_news(update))
-        except Exception as error:
-            log.error("the gateway no longer hears the daemon", error=repr(error), exc_info=error)
+        while not self._stop.is_set():
+            try:
+                with Client(self._notify, None, notices=True) as client:
+                    self._hear(client)
+            except (TilecastError, ValueError, OSError) as error:  # that may change
+                log.warning("the daemon cannot be heard; trying again", notify=self._notify, error=str(error))
+            except Exception as error:
+                log.error("the gateway no longer hears the daemon", error=repr(error), exc_info=error)
+                return
+            self._stop.wait(_AGAIN_S)
+
+    def _hear(self, client: Client) -> None:
+        last: DaemonHeartbeat | None = None
+        while not self._stop.is_set():
+            try:
+                update = client.next_update(_PATIENCE_S)
+            except TilecastError as error:
+                log.warning("a notification could not be used", error=str(error))
+                continue
+            if client.heartbeat is not last and client.heartbeat is not None:
+                last = client.heartbeat
+                self._hand_over(_heartbeat(last))
+            if update is not None:
+                self._hand_over(_news(update))
 
     def _hand_over(self, news: News) -> None:
         assert self._loop is not None, "it was started"

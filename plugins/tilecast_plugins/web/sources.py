@@ -29,17 +29,17 @@ from tilecast.reading import (
     Canvas,
     PlaneKey,
     Rect,
+    RunList,
     StoreError,
     TileKey,
     TileReader,
     coverage_bits,
     folder_nbytes,
-    list_runs,
     run_folder,
     shared_readers,
 )
 from tilecast_plugins.run import Blob, Run
-from tilecast_protocol.client import Client
+from tilecast_protocol.client import Client, PlacedFrame
 from tilecast_protocol.errors import DisconnectedError, QueryError
 from tilecast_protocol.queries import COMMANDS, Reply
 
@@ -68,22 +68,6 @@ class Changed(NamedTuple):
     gone: list[tuple[int, ...]]
     upto: int
     more: bool
-
-
-class PlacedFrame(NamedTuple):
-    """Where a frame lies, level-0 pixels."""
-
-    frame: int
-    view: int
-    t: int
-    c: int
-    z: int
-    row: int
-    col: int
-    height: int
-    width: int
-    source: str
-    rev: int
 
 
 class UnreadableRun(NamedTuple):
@@ -173,11 +157,12 @@ class LocalSource(Source):
     def __init__(self, root: Path, query: str | None = None) -> None:
         super().__init__(query)
         self._root = root
+        self._list = RunList(root)
         self._readers = shared_readers(root)
 
     def runs(self) -> list[Run | UnreadableRun]:
         found: list[Run | UnreadableRun] = []
-        for entry in reversed(list_runs(self._root)):
+        for entry in reversed(self._list.runs()):
             if entry.info is None:
                 found.append(UnreadableRun(entry.run, "making" if entry.making else "damaged", entry.error))
             else:
@@ -217,21 +202,7 @@ class LocalSource(Source):
     def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
         with self._reading(run) as reader:
             rows = list(islice(reader.placements(since), limit + 1))
-        placed = [
-            PlacedFrame(
-                placement.frame,
-                placement.view,
-                *placement.plane,
-                placement.row,
-                placement.col,
-                placement.height,
-                placement.width,
-                placement.source,
-                rev,
-            )
-            for placement, rev in rows[:limit]
-        ]
-        return placed, len(rows) > limit
+        return [PlacedFrame._make(row.told) for row in rows[:limit]], len(rows) > limit
 
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:
         with self._reading(run) as reader:
@@ -270,15 +241,22 @@ class RemoteSource(Source):
 
     def __init__(self, query: str) -> None:
         super().__init__(query)
+        self._listed: dict[str, tuple[dict[str, Any], Run]] = {}
 
     def runs(self) -> list[Run | UnreadableRun]:
         found: list[Run | UnreadableRun] = []
+        listed = {}
         for row in self.ask("runs")["runs"]:
             if "epoch" not in row:
                 found.append(UnreadableRun(row["run"], str(row.get("state")), str(row.get("error", ""))))
-            else:
-                with contextlib.suppress(UnknownRunError):  # deleted this moment
-                    found.append(self.info(row["run"]))
+                continue
+            with contextlib.suppress(UnknownRunError):  # deleted this moment
+                run = row["run"]
+                before = self._listed.get(run)
+                one = before[1] if before is not None and before[0] == row else self.info(run)
+                listed[run] = row, one
+                found.append(one)
+        self._listed = listed
         return sorted(found, key=lambda one: -one.created_ns if isinstance(one, Run) else 0)
 
     def info(self, run: str) -> Run:
@@ -327,9 +305,7 @@ class RemoteSource(Source):
 
     def placements(self, run: str, since: int = 0, limit: int = PAGE) -> tuple[list[PlacedFrame], bool]:
         answer = self._asked("placements", run=run, since=since, limit=limit)
-        # The daemon's rows have the image's number in the journal before the rev.
-        placed = [PlacedFrame._make([*row[:10], row[11]]) for row in answer["placements"]]
-        return placed, bool(answer["more"])
+        return [PlacedFrame._make(row) for row in answer["placements"]], bool(answer["more"])
 
     def events(self, run: str, limit: int = 1000) -> list[dict[str, Any]]:  # noqa: ARG002  (nobody can be asked)
         self.info(run)

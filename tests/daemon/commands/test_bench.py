@@ -23,12 +23,16 @@ from tilecast.bench.limits import FileSystem, Limits, Machine
 from tilecast.bench.plot import save_plot
 from tilecast.bench.scan import Scan
 from tilecast.commands.bench import _checker, save_picture
+from tilecast.geometry import TileKey
+from tilecast.service.config import Config
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_file import disk_nbytes
+from tilecast_protocol import pzf
 from tilecast_protocol.errors import DisconnectedError
 from tilecast_protocol.journal import Journal
 
 N = 30
+TILE_SIZE = 64  # not what a daemon takes of itself
 OUTCOME = Outcome(
     acked_s=1.0,
     seconds=1.0,
@@ -74,7 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     plot, figures = folder / "latency.png", folder / "bench.json"
     result = bench(
         "--shape", "256x256", "--overlap", "0.1", "--frames", N, "--columns", 8, "--fps", 60, "--folder", folder,
-        "--json", figures, "--plot", plot, "--keep", "--set", "store.commit_interval_ms=20",
+        "--json", figures, "--plot", plot, "--keep", "--set", f"blend.tile_size={TILE_SIZE}",
     )  # fmt: skip
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return Bench(result.stdout, json.loads(figures.read_text()), folder, plot)
@@ -145,10 +149,14 @@ def test_it_answers_in_words_and_shows_a_table(finished: Bench) -> None:
 
 
 def test_the_options_of_the_command_line_reach_the_daemon(finished: Bench) -> None:
+    assert Config().blend.tile_size != TILE_SIZE
     with SqliteReader(run_folder(finished)) as reader:
-        n_commits = reader.info().rev
-    # Half a second of frames: with the usual interval between commits there could be six.
-    assert n_commits > 8
+        info = reader.info()
+        (plane,) = info.bboxes
+        tile = reader.tile(plane, TileKey(0, 0, 0))
+    assert info.settings["tile_size"] == TILE_SIZE
+    assert tile is not None
+    assert pzf.decode_image(tile.pzf).shape == (TILE_SIZE, TILE_SIZE)
 
 
 def test_the_picture(finished: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from rich.console import Console
 
 from terminal import Terminal
@@ -24,6 +25,7 @@ from tilecast import cli
 from tilecast.commands._overview import Overview, Screen
 from tilecast.process import DaemonProcess
 from tilecast_protocol.client import Client
+from tilecast_protocol.key_files import make_pair
 from tilecast_protocol.publisher import Publisher
 
 PATIENCE_S = 30.0
@@ -151,6 +153,46 @@ def test_half_a_pair_of_keys_is_refused(keys: list[str]) -> None:
     result = CliRunner().invoke(cli.main, ["top", "--once", "--endpoint", "tcp://127.0.0.1:1", *keys])
     assert result.exit_code == 2
     assert "belong together" in result.output
+
+
+@dataclass
+class Locked:
+    """A daemon that answers only those whose keys it knows: `me` is one, `stranger` is not."""
+
+    endpoint: str
+    folder: Path
+
+    def top(self, key: str = "", *, server: str = "daemon") -> Result:
+        keys = ["--key", f"{self.folder}/{key}.key_secret", "--server-key", f"{self.folder}/{server}.key"]
+        command = ["top", "--once", "--endpoint", self.endpoint, *(keys if key else [])]
+        return CliRunner().invoke(cli.main, command)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    folder = tmp_path_factory.mktemp("locked")
+    for name in ("daemon", "me", "stranger"):
+        make_pair(folder, name)
+    (folder / "clients").mkdir()
+    shutil.copy(folder / "me.key", folder / "clients")
+    settings = {
+        "query": "tcp://0.0.0.0:*",
+        "curve.secret_key": f"{folder}/daemon.key_secret",
+        "curve.clients": f"{folder}/clients",
+    }
+    with DaemonProcess(folder / "runs", settings=settings) as daemon:
+        yield Locked(daemon.endpoints["query"].replace("0.0.0.0", "127.0.0.1"), folder)
+
+
+def test_a_daemon_that_asks_for_keys(locked: Locked, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = locked.top("me")
+    assert found.exit_code == 0, found.output
+    assert re.search(r"State +ready: takes a start", found.output)
+    monkeypatch.setattr("tilecast.commands.top._ANSWER_S", 0.5)
+    for refused in (locked.top(), locked.top("stranger"), locked.top("me", server="stranger")):
+        assert refused.exit_code == 2
+        assert "CURVE" in refused.output, "it says what may be the cause"
+        assert "State" not in refused.output
 
 
 @pytest.fixture

@@ -249,14 +249,6 @@ def test_orders_are_carried_out_while_it_pushes_back(bench: Bench) -> None:
     assert bench.ingester.ask(lambda machine: machine.loaded()) == ()
 
 
-def test_messages_of_plugins_are_taken_as_from_a_socket(bench: Bench) -> None:
-    publisher = bench.publisher("pull")
-    bench.ingester.emit(publisher.message("start", run=RUN, name="x", shape=[24, 30], dtype="<u2", px_um=[1, 1]))
-    bench.ingester.emit([b"no message"])
-    bench.until(lambda: bench.ingester.stats().get("malformed", 0) == 1)
-    assert bench.ingester.loaded() == [RUN]
-
-
 def test_small_frames_that_lie_anywhere_in_memory(bench: Bench) -> None:
     """ZeroMQ hands out small messages where they lie in its buffer: at odd addresses, too."""
     publisher = bench.publisher()
@@ -820,10 +812,9 @@ def test_journals_are_verified_before_any_is_applied(tmp_path: Path, stopped: bo
 def test_what_was_taken_over_from_one_way_publishers_is_finished(tmp_path: Path) -> None:
     """They think that it has arrived, and nobody would tell them otherwise."""
     bench = Bench(tmp_path)
-    push, plugin = bench.publisher("pull"), bench.publisher("pull", stream="plugin")
+    push = bench.publisher("pull")
     bench.sink.has_room = False
     bench.turn()
-    bench.ingester.emit(plugin.message("start", run=OTHER_RUN, name="x", shape=[24, 30], dtype="<u2", px_um=[1.0, 1.0]))
     push.start(RUN)
     send_frames(push, [0, 1])
     [pull] = bench.ingester._sockets[IngestPath.PULL]
@@ -831,7 +822,6 @@ def test_what_was_taken_over_from_one_way_publishers_is_finished(tmp_path: Path)
         bench.turn()
     bench.stop()
     assert journalled(tmp_path) == [0, 1]
-    assert (tmp_path / OTHER_RUN / "journal").exists()
 
 
 def test_nobody_waits_for_a_thread_that_has_ended(tmp_path: Path) -> None:
@@ -853,7 +843,6 @@ def test_nobody_waits_for_a_thread_that_has_ended(tmp_path: Path) -> None:
         bench.ingester.ask(lambda machine: machine.loaded())
     assert refused.value.code == "busy"
     bench.ingester.wake()  # as the fsync thread, or a store that is late, may still do
-    bench.ingester.emit([b"x"])
 
 
 def test_a_question_that_is_not_come_to_in_time_is_not_asked_later(bench: Bench) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ingest_harness import OTHER_RUN, RUN
 from integration.stored import assert_same, reference_mosaic, stored_mosaic
-from recordings import CORNERS, Recording
+from recordings import CORNERS, TILE, Recording
 from tilecast.errors import StoreError
 from tilecast.geometry import Placement
 from tilecast.pyramid import Pyramid
@@ -216,14 +216,21 @@ def test_a_busy_thread_gathers_until_the_interval_has_passed_or_nobody_waits(ben
 
 
 def test_never_more_is_gathered_than_fits_in_a_batch(made: Recording) -> None:
-    bench = Bench(batch_bytes=3 * FRAME_NBYTES)
+    """Weighed in the tiles of all levels: frames far from each other make more of them than frames in one place."""
+    tile_nbytes = TILE * TILE * 3
+    bench = Bench(batch_bytes=20 * tile_nbytes)
     bench.open(made)
     bench.place(made, made.image(0, (0, 0)))
     bench.rendered()  # and it is never committed
-    for number in range(1, 8):
-        bench.place(made, made.image(number, (number, 0)))
-    assert frames_of(bench.rendered()) == [1, 2, 3]
-    assert frames_of(bench.rendered()) == [4, 5, 6]
+    for number in range(1, 9):
+        bench.place(made, made.image(number, (0, number % 4)))
+    bench.place(made, made.image(9, (200, 0)))
+    for number in range(10, 15):
+        bench.place(made, made.image(number, (500 * number, 0)))
+    batches = [bench.rendered() for _ in range(4)]
+    assert [frames_of(batch) for batch in batches] == [[*range(1, 10)], [10], [11, 12], [13, 14]]
+    most = (3 * 2 + 2 * 8) * tile_nbytes  # what a frame changes, with eight levels above it
+    assert all(batch.batch.nbytes < 20 * tile_nbytes + most for batch in batches)
     bench.settle(made.run)
     bench.stop()
 

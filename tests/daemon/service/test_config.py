@@ -9,7 +9,7 @@ import pytest
 
 from tilecast.blending import BLEND_MODES
 from tilecast.errors import ConfigError
-from tilecast.service import config as cfg
+from tilecast.options import parse_size
 from tilecast.service.config import endpoint_is_local, load, options, to_toml
 
 
@@ -226,7 +226,7 @@ class TestTable:
 
     def test_sizes_are_written_with_their_unit(self) -> None:
         assert next(info.default for info in options() if info.name == "blend.budget_bytes") == '"256MiB"'
-        assert [cfg.parse_size(text) for text in ("7", "2kB", "2 KiB", "1.5MiB", "1G")] == [
+        assert [parse_size(text) for text in ("7", "2kB", "2 KiB", "1.5MiB", "1G")] == [
             7, 2000, 2048, 1572864, 10**9,
         ]  # fmt: skip
 

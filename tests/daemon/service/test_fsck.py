@@ -359,7 +359,12 @@ def test_what_was_frozen_is_gone_or_changed(tmp_path: Path) -> None:
     sound = Sound(tmp_path, "<u2")
     frozen = sound.folder / runs.FROZEN_NAME
     text = frozen.read_text()
-    frozen.write_text(text.replace('"tile_size": 16', '"tile_size": 32'))
+    changed = text.replace('"tile_size": 16', '"tile_size": 32')
+    frozen.write_text(changed)
+    assert any("its checksum is wrong" in what for what in sound.found())
+    values = json.loads(changed)
+    del values["crc32"]  # as it was written before there was one
+    frozen.write_text(json.dumps(values))
     assert any("tile_size is 32, in the store 16" in what for what in sound.found())
     frozen.write_text("{")
     assert any("frozen.json" in what for what in sound.found())

@@ -133,7 +133,7 @@ def test_a_calibration_that_is_missing(keeper: Keeper, tmp_path: Path) -> None:
     assert not (tmp_path / RUN).exists()
     made, held = keeper.create(lacking, may_lack_calibration=True)
     assert held
-    assert made.calibration.is_identity
+    assert made.images.calibration.is_identity
     made.release()
 
 
@@ -165,8 +165,8 @@ def test_a_calibration_that_comes_later_is_frozen_when_the_run_is_loaded(tmp_pat
     assert found.held
     loaded, held = keeper.load(found)
     assert held == (brought != "a good one")
-    assert (loaded.calibration.dark is None) == held
-    assert loaded.frozen.calibration == loaded.calibration.sha256
+    assert (loaded.images.calibration.dark is None) == held
+    assert loaded.frozen.calibration == loaded.images.calibration.sha256
     assert (loaded.frozen.tile_size, loaded.frozen.mode) == (32, "min"), "nothing else of it has changed"
     assert runs.read_frozen(loaded.folder) == loaded.frozen
     loaded.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from damaged_store import drop_tile, spoil_tiles
 from integration.stored import assert_same, stored_mosaic
 from recordings import CORNERS, TILE, Recording, record
-from tilecast.errors import RunLockedError
+from tilecast.errors import RunLockedError, StoreError
 from tilecast.geometry import PlaneKey, TileKey
 from tilecast.service import runs
 from tilecast.service.fsck import Kind, check_run, describe
@@ -233,6 +234,55 @@ def test_what_was_frozen_comes_back(tmp_path: Path, name: str, how: str) -> None
     assert repair_run(made.folder).left == ()
     if name != "ingest.json":
         assert path.read_bytes() == before
+
+
+def test_a_flipped_letter_in_what_was_frozen_is_made_good(kept: Kept) -> None:
+    """Each bit of the file, one after the other: it is told, or it says what it said; and then it is as it was."""
+    path = kept.folder / runs.FROZEN_NAME
+    before, frozen = path.read_bytes(), runs.read_frozen(kept.folder)
+    n_found = 0
+    for at in range(len(before)):
+        flip(path, at)
+        try:
+            assert runs.read_frozen(kept.folder) == frozen
+        except StoreError:
+            n_found += 1
+            if at % 40 == 0 or before[at:].startswith(b"feather"):  # a whole repair takes its time
+                assert {finding.kind for finding in check_run(kept.folder, quick=True)} == {Kind.FROZEN}
+                assert repair_run(kept.folder).left == ()
+                assert path.read_bytes() == before
+        path.write_bytes(before)
+    assert n_found > len(before) / 2
+
+
+@pytest.mark.parametrize("blend", ["max", None])
+def test_a_mode_that_there_is_not_comes_from_the_start_or_the_store(tmp_path: Path, blend: str | None) -> None:
+    """Also where no checksum was written yet."""
+    kept = Kept(tmp_path, changes={"blend": blend})
+    rebuild_run(kept.folder, mode="mean")  # which is in the store alone
+    path = kept.folder / runs.FROZEN_NAME
+    values = json.loads(path.read_text())
+    del values["crc32"]
+    path.write_text(json.dumps(values | {"mode": "geather"}))
+    assert {finding.kind for finding in check_run(kept.folder)} == {Kind.FROZEN}
+    assert repair_run(kept.folder).left == ()
+    assert runs.read_frozen(kept.folder).mode == (blend or "mean")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("mode", "geather"), ("tile_size", 17), ("join_max_gap_ms", 251.0), ("blend_status", [0, 2]), ("allow_moving", 1)],
+)
+def test_settings_that_decayed_in_the_store_are_made_good_from_what_was_frozen(
+    kept: Kept, setting: str, value: object
+) -> None:
+    frozen = (kept.folder / runs.FROZEN_NAME).read_bytes()
+    kept.sql(f"UPDATE run SET settings = json_replace(settings, '$.{setting}', json(?))", json.dumps(value))
+    repaired = repair_run(kept.folder)
+    kept.is_as_it_was(repaired)
+    assert (kept.folder / runs.FROZEN_NAME).read_bytes() == frozen
+    with SqliteReader(kept.folder) as reader:
+        assert reader.info().settings == runs.read_frozen(kept.folder).as_dict()
 
 
 def test_a_journal_without_its_beginning_leaves_the_mosaic(tmp_path: Path) -> None:

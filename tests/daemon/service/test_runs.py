@@ -90,9 +90,9 @@ def test_frozen_settings_that_make_no_sense(tmp_path: Path, text: str) -> None:
 def test_a_start_says_how_its_frames_are_blended_or_the_configuration_does(tmp_path: Path) -> None:
     settings = config(tmp_path, "blend.mode=max", "blend.tile_size=64")
     said = Recording(tmp_path, blend="min").start
-    frozen, calibration = runs.resolve(said, PlacingRules(), settings, Plugins())
+    frozen, images = runs.resolve(said, PlacingRules(), settings, Plugins())
     assert (frozen.mode, frozen.tile_size, frozen.calibration) == ("min", 64, "")
-    assert calibration.is_identity
+    assert images.calibration.is_identity
     silent = replace(said, blend=None)
     assert runs.resolve(silent, PlacingRules(), settings, Plugins())[0].mode == "max"
 
@@ -109,10 +109,10 @@ def test_calibrations_come_by_name_or_with_the_start(tmp_path: Path) -> None:
     plugins = Plugins([("shelf", Shelf())])
     made = Recording(tmp_path, dark=np.full((24, 30), 5.0, np.float32))
     start = replace(made.start, flat="20x")
-    _, calibration = runs.resolve(start, PlacingRules(), config(tmp_path), plugins)
-    assert calibration.dark is not None
-    assert calibration.flat is not None
-    assert (calibration.dark[0, 0], calibration.flat[0, 0]) == (5, 2)
+    _, images = runs.resolve(start, PlacingRules(), config(tmp_path), plugins)
+    assert images.calibration.dark is not None
+    assert images.calibration.flat is not None
+    assert (images.calibration.dark[0, 0], images.calibration.flat[0, 0]) == (5, 2)
     with pytest.raises(CalibrationError, match="no dark named '20x'"):
         runs.resolve(replace(made.start, dark="20x"), PlacingRules(), config(tmp_path), plugins)
     with pytest.raises(CalibrationError, match="part:0, and this start carries 0"):
@@ -146,7 +146,7 @@ def test_a_run_is_loaded_as_it_was(tmp_path: Path) -> None:
     pixels = runs.image_pixels(loaded.journal, 2, loaded.start)
     assert placement.frame == 2
     assert (pixels == made.pixels[2]).all()
-    assert (loaded.calibrated(pixels) == np.maximum(pixels, 1) - 1).all()
+    assert (loaded.images.of(pixels)[0] == np.maximum(pixels, 1) - 1).all()
     loaded.release()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +16,8 @@ import pytest
 
 from tilecast.errors import StoreError, StoreTooNewError
 from tilecast.geometry import TileKey
-from tilecast.store.folders import REBUILD_NAME, discard, folder_nbytes, list_runs, run_folder, swap_in
+from tilecast.store import folders
+from tilecast.store.folders import REBUILD_NAME, RunList, discard, folder_nbytes, list_runs, run_folder, swap_in
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
@@ -274,3 +277,49 @@ def test_a_swap_needs_the_lock_of_that_very_folder(tmp_path: Path) -> None:
     lock.release()
     with pytest.raises(StoreError, match="held"):
         discard(tmp_path, lock=lock)
+
+
+def test_a_list_that_is_asked_for_again_opens_only_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [str(uuid.uuid4()) for _ in range(80)]
+    for run in runs:
+        with SqliteStore.create(tmp_path / run, replace(NEW_RUN, run=run)) as store:
+            store.commit(Commit(tiles=[a_tile(0, 0)], levels=1))
+    opened: list[str] = []
+    look_into = folders.look_into
+
+    def seen(folder: Path) -> folders.FoundRun:
+        opened.append(folder.name)
+        return look_into(folder)
+
+    monkeypatch.setattr(folders, "look_into", seen)
+    runs_of = RunList(tmp_path)
+    first = runs_of.runs()
+    assert len(first) == len(opened) == 80
+    opened.clear()
+    assert runs_of.runs() == first
+    assert len(opened) == 80  # files that were written a moment ago may change within the same tick of the clock
+    long_ago_ns = time.time_ns() - 10**10
+    for run in runs:
+        for path in (tmp_path / run).iterdir():
+            os.utime(path, ns=(long_ago_ns, long_ago_ns))
+    assert runs_of.runs() == first
+    opened.clear()
+    assert runs_of.runs() == first
+    assert opened == []
+    with SqliteStore.open(tmp_path / runs[7]) as store:
+        store.commit(Commit())
+        found = {one.run: one.info for one in runs_of.runs()}
+        assert set(opened) == {runs[7]}
+        store.commit(Commit())  # at once: no clock may have ticked
+        again = {one.run: one.info for one in runs_of.runs()}
+    for infos, rev in ((found, 2), (again, 3)):
+        info = infos[runs[7]]
+        assert info is not None
+        assert info.rev == rev
+    discard_run = tmp_path / runs[0]
+    for path in discard_run.iterdir():
+        path.unlink()
+    discard_run.rmdir()
+    assert runs[0] not in {one.run for one in runs_of.runs()}

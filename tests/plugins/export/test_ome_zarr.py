@@ -64,7 +64,7 @@ def test_every_level_is_the_runs(bench: Bench, colour: Scan, tmp_path: Path, ver
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_ome_zarr_models_accept_it(bench: Bench, colour: Scan, floats: Scan, tmp_path: Path, version: str) -> None:
-    pytest.importorskip("ome_zarr_models", reason="ome-zarr-models is not installed: uv sync --group exports")
+    pytest.importorskip("ome_zarr_models", reason="ome-zarr-models is not installed: uv sync --group models")
     if version == "0.4":
         from ome_zarr_models.v04 import Image
     else:

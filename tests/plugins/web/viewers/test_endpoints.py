@@ -13,14 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from integration.talking import PX_UM
+from integration.talking import PATIENCE_S, PX_UM
 from reference import mosaic_reference
 from viewer_scans import TILE, Scan, Show, eventually
 
 
 @pytest.fixture
 def client(stage: Show) -> Any:
-    with httpx.Client(base_url=stage.address) as client:
+    # As long as everybody here waits: httpx gives up after 5 s of itself, which on a busy machine is no answer's fault.
+    with httpx.Client(base_url=stage.address, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -415,3 +416,65 @@ def test_a_canvas_that_moves_ends_the_addresses(client: httpx.Client, stage: Sho
         values = client.get(f"/iip?FIF={after['iip']['image']}&PFL={x + 1},{y + 3}:{x + 8},{y + 3}").json()
         assert [point["values"] for point in values["profile"]] == [[float(value)] for value in pixels[2]]
         publisher.end(run=run)
+
+
+def test_classic_iip(client: httpx.Client, colour: Scan) -> None:
+    """What iipsrv answers: channels and pixels from 0, regions in fractions, profiles at any resolution."""
+    bounds = bounds_of(client, colour)
+    epoch = info_of(client, colour)["epoch"]
+    fif = f"/iipsrv?FIF={colour.run}/{epoch}"
+    told = dict(
+        line.split(":", 1) for line in client.get(f"{fif}&OBJ=Max-size&OBJ=Resolution-number").text.split("\r\n")[:-1]
+    )
+    width, height = map(int, told["Max-size"].split())
+    levels = int(told["Resolution-number"])
+    assert (height, width) == colour.canvas(bounds, 0).values.shape
+    # A tile of one channel, exactly: PNG.
+    plane = colour.canvas(bounds, levels - 1, (0, 1, 0))
+    values, covered = plane.values[:TILE, :TILE].astype(float), plane.covered[:TILE, :TILE]
+    found = image_of(client.get(f"{fif}/0/0/1&MINMAX=0:3000,50000&CNT=1.5&GAM=0.8&PTL=0,0"))
+    v = np.clip(np.clip((values - 3000) / 47000, 0, 1) ** 0.8 * 1.5, 0, 1)
+    assert np.abs((found if found.ndim == 2 else found[..., 0]) - np.where(covered, v * 255, 0)).max() <= 1
+    # All channels, in their colours; the second name of the path; keys in small letters.
+    mixed = image_of(
+        client.get(f"/fcgi-bin/iipsrv.fcgi?fif={colour.run}/{epoch}&minmax=0:0,65535&minmax=1:0,65535&ptl=0,0")
+    )
+    first = colour.canvas(bounds, levels - 1, (0, 0, 0))
+    for part, one in ((2, first), (1, plane)):  # DAPI is blue, GFP green
+        expected = np.where(one.covered, one.values / 257, 0)[:TILE, :TILE]
+        assert np.abs(mixed[..., part] - expected).max() <= 1
+    # A region in fractions, and one made smaller.
+    level0 = colour.canvas(bounds, 0, (0, 0, 0))
+    part = np.s_[height // 4 : height // 4 + height // 2, width // 2 : width]
+    look = f"{fif}/0/0/0&MINMAX=-:0,65535&RGN=0.5,0.25,0.5,0.5"
+    found = image_of(client.get(f"{look}&CVT=png"))
+    np.testing.assert_allclose(found[..., 0], np.where(level0.covered, level0.values / 257, 0)[part], atol=1)
+    np.testing.assert_array_equal(found[..., -1] == 255, level0.covered[part])
+    small = client.get(f"{look}&WID={width // 8}&CVT=jpeg")
+    assert small.headers["content-type"] == "image/jpeg"
+    assert image_of(small).shape == (round(height // 2 * (width // 8) / (width / 2)), width // 8)
+    assert (
+        client.get(f"{look}&WID={width // 8}&CVT=jpeg", headers={"If-None-Match": small.headers["etag"]}).status_code
+        == 304
+    )
+    # Profiles: pixel by pixel the channels, from 0, at a resolution.
+    level1 = [colour.canvas(bounds, 1, (0, c, 0)) for c in (0, 1)]
+    row, col = np.argwhere(level1[0].covered)[5]
+    resolution = levels - 2
+    profile = client.get(f"{fif}&PFL={resolution}:{col},{row}-{col + 9},{row}").json()["profile"]
+    assert profile == [
+        float(one.values[row, col + n]) if one.covered[row, col + n] else None for n in range(9) for one in level1
+    ]
+    down = client.get(f"{fif}/0/0/1&PFL={resolution}:{col},{row}-{col},{row + 4}").json()["profile"]
+    assert [value is not None for value in down] == level1[1].covered[row : row + 4, col].tolist()
+    for query, status in (
+        ("PFL=0:0,0-99999,0", 404),
+        ("PFL=99:0,0-1,0", 404),
+        ("JTL=9,9", 404),
+        ("JTL=0,9999", 404),
+        ("ROT=90&JTL=0,0", 400),
+        ("CVT=gif", 400),
+    ):
+        refused = client.get(f"{fif}&{query}")
+        assert (refused.status_code, set(refused.json())) == (status, {"detail"}), query
+    assert client.get(f"/iipsrv?FIF={colour.run}/{epoch + 1}&JTL=0,0").status_code == 404

@@ -68,7 +68,7 @@ export function contrastPanel(looks, { getHistograms }) {
   /** Values at the left and right edge of the plot. */
   function plotRange() {
     const full = integer() ? typeRange(looks.dtype) : null;
-    const histogram = histograms.get(looks.selected);
+    const histogram = histograms.get(look().c);
     if (!zoomed && full) return full;
     const data = histogram ? autoWindow(histogram, 0, 0.9999) : null;
     let lo = Math.min(look().lo, data?.[0] ?? look().lo);
@@ -85,7 +85,7 @@ export function contrastPanel(looks, { getHistograms }) {
     if (!dragging) range = plotRange();
     const [lo, hi] = range;
     const x = (value) => ((value - lo) / (hi - lo)) * width;
-    const histogram = histograms.get(looks.selected);
+    const histogram = histograms.get(look().c);
     if (histogram?.n) {
       const bins = rebin(histogram, lo, hi, Math.min(BINS, Math.floor(width)));
       const most = Math.log1p(Math.max(...bins));
@@ -317,9 +317,9 @@ export function contrastPanel(looks, { getHistograms }) {
   /** Set black and white of all shown channels from what is in view. */
   function auto() {
     histograms = getHistograms();
-    for (const [n, histogram] of histograms) {
+    for (const [c, histogram] of histograms) {
       const window = autoWindow(histogram);
-      if (window && looks.list[n]) Object.assign(looks.list[n], { lo: window[0], hi: window[1] });
+      if (window && looks.of(c)) Object.assign(looks.of(c), { lo: window[0], hi: window[1] });
     }
     looks.setAuto(looks.auto);
   }
@@ -336,17 +336,17 @@ export function contrastPanel(looks, { getHistograms }) {
   const refresh = throttle(250, () => {
     if (!looks.list?.length || dragging) return;
     if (looks.auto) {
-      const before = looks.list.map(({ lo, hi }) => [lo, hi]);
       histograms = getHistograms();
       let moved = false;
-      for (const [n, histogram] of histograms) {
+      for (const [c, histogram] of histograms) {
         const window = autoWindow(histogram);
-        if (!window || !looks.list[n]) continue;
-        const [lo, hi] = before[n];
+        const look = looks.of(c);
+        if (!window || !look) continue;
+        const { lo, hi } = look;
         // Small changes are left alone: a picture that pulses is worse than one that is a little off.
         const change = Math.max(Math.abs(window[0] - lo), Math.abs(window[1] - hi)) / Math.max(hi - lo, 1e-12);
         if (change < 0.06) continue;
-        Object.assign(looks.list[n], { lo: window[0], hi: window[1] });
+        Object.assign(look, { lo: window[0], hi: window[1] });
         moved = true;
       }
       if (moved) looks.setAuto(true);
@@ -355,5 +355,5 @@ export function contrastPanel(looks, { getHistograms }) {
   });
 
   looks.addEventListener('change', render);
-  return { refresh, auto, toggleAuto, render, histogram: () => histograms.get(looks.selected) };
+  return { refresh, auto, toggleAuto, render, histogram: () => histograms.get(look().c) };
 }

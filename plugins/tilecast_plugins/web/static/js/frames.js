@@ -19,6 +19,7 @@ export class Frames {
     this.lacking = { missing: [], unplaced: {}, final: false };
     this.last = null;
     this.holes = [];
+    this.nLacking = 0;
     let since = 0;
     for (let page = 0; page < 5; page++) {
       const { placements, more } = await this.api.json(`runs/${run.run}/placements`, { query: { since } });

@@ -21,6 +21,33 @@ export function pixelSizeUm(affine) {
   return [Math.hypot(a, c), Math.hypot(b, d)];
 }
 
+const MOST_ASPECT = 16;
+
+/** How tall a pixel is drawn, in its own widths, so that µm are as long in both directions; 1 beyond what helps. */
+export function aspectOf(affine) {
+  const [x_um, y_um] = pixelSizeUm(affine);
+  const aspect = y_um / x_um;
+  return aspect >= 1 / MOST_ASPECT && aspect <= MOST_ASPECT ? aspect : 1;
+}
+
+/**
+ * What the picture cannot show of how the camera lies on the stage, in words, or ''. Columns run to the right and rows
+ * downwards on screen, whatever their directions on the stage; lengths along both are right.
+ */
+export function axesText(affine) {
+  const [[a, b], [c, d]] = affine;
+  const [x_um, y_um] = pixelSizeUm(affine);
+  const degrees = (angle) => (angle * 180) / Math.PI;
+  const said = [];
+  if (aspectOf(affine) === 1 && Math.abs(y_um / x_um - 1) > 1e-3) said.push('drawn with square pixels');
+  // What is left of a right angle between the two axes; for the lengths of lines that run aslant.
+  const shear = degrees(Math.asin(Math.max(-1, Math.min(1, (a * b + c * d) / (x_um * y_um)))));
+  if (Math.abs(shear) > 0.05) said.push(`drawn without their shear of ${shear.toFixed(1)}°`);
+  const turned = degrees(Math.atan2(c, a));
+  if (Math.abs(turned) > 0.05) said.push(`${turned.toFixed(1)}° to stage x`);
+  return said.join(', ');
+}
+
 /** Length in µm of the straight line between two pixel positions. */
 export function lengthUm(affine, [row0, col0], [row1, col1]) {
   const [x0, y0] = stageOfPixel(affine, row0, col0);

@@ -20,17 +20,24 @@ export function channelColor(given, n, count) {
 }
 
 export class Looks extends EventTarget {
-  /** Begin with a run's channels: [{ name, color }]. */
+  /** Begin with a run's channels: [{ c, name, color, window }]; their numbers may have gaps. */
   open(channels, dtype) {
+    // Until the histogram is counted: what the server says of the data, or what was right for the run before.
+    const before = this.dtype === dtype ? (this.list ?? []) : [];
     this.dtype = dtype;
     this.selected = 0;
     this.auto = true; // black and white points follow the data until a person moves them
     const hi = dtype === '|u1' ? 255 : dtype === '<u2' ? 65535 : 1;
-    this.list = channels.map(({ name, color }, n) => ({
+    const pointsOf = (c, window) => {
+      if (window && !(window[0] === 0 && window[1] === hi)) return { lo: window[0], hi: window[1] };
+      const same = before.find((look) => look.c === c);
+      return same ? { lo: same.lo, hi: same.hi } : { lo: 0, hi };
+    };
+    this.list = channels.map(({ c, name, color, window }, n) => ({
+      c,
       name: name || `channel ${n}`,
       visible: true,
-      lo: 0,
-      hi,
+      ...pointsOf(c, window),
       gamma: 1,
       invert: false,
       map: 'tint',
@@ -44,7 +51,12 @@ export class Looks extends EventTarget {
   }
 
   get visible() {
-    return this.list.flatMap((look, n) => (look.visible ? [n] : []));
+    return this.list.flatMap((look) => (look.visible ? [look.c] : []));
+  }
+
+  /** The look of a channel by its number. */
+  of(c) {
+    return this.list.find((look) => look.c === c);
   }
 
   /** Change some of a channel's look. */
@@ -67,7 +79,7 @@ export class Looks extends EventTarget {
   }
 
   asMap() {
-    return new Map(this.list.map((look, n) => [n, look]));
+    return new Map(this.list.map((look) => [look.c, look]));
   }
 
   /** For a link: one text. */

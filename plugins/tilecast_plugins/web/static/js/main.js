@@ -131,6 +131,8 @@ async function open(id, wanted = {}) {
     return;
   }
   if (asked !== state.asked) return;
+  const placed = frames.open(run); // forgets those of the run before at once
+  placed.catch(() => {}); // who follows below knows what to do
   const clamp = (n, end) => Math.max(0, Math.min(end - 1, n ?? 0));
   Object.assign(state, { run, t: clamp(wanted.t, run.nT), z: clamp(wanted.z, run.nZ), stage: null, draft: null });
   state.fitted = false;
@@ -144,7 +146,7 @@ async function open(id, wanted = {}) {
     looks.fromText(wanted.looks);
   }
   marks.open(run);
-  await mosaic.open({ tileSize: run.tileSize, dtype: run.dtype, levels: run.levels });
+  await mosaic.open(run);
   if (asked !== state.asked) return;
   mosaic.setLooks(looks.asMap());
   if (wanted.scale) {
@@ -162,7 +164,7 @@ async function open(id, wanted = {}) {
   }, () => {});
   state.known = new Set([run.run]);
   events.follow(() => ({ run: state.run.run, epoch: state.run.epoch, rev: state.run.rev }));
-  frames.open(run).then(() => {
+  placed.then(() => {
     if (state.run !== run) return;
     layers.count('frames', frames.placed.size);
     facts();
@@ -222,7 +224,7 @@ const refreshInfo = throttle(500, async () => {
   for (const [[t, c, z], rect] of run.bboxes) tiles.setBounds(t, c, z, rect);
   mosaic.setLevels(run.levels);
   planes.update(run.nT, run.nZ, state);
-  if (run.channels.length !== looks.list.length) looks.open(run.channels, run.dtype);
+  if (String(run.channels.map(({ c }) => c)) !== String(looks.list.map(({ c }) => c))) looks.open(run.channels, run.dtype);
   head();
   facts();
   if (!state.fitted) fit(true);
@@ -246,7 +248,7 @@ function onCommit({ run, epoch, rev, tiles: written, gone: vanished, t_recv_ns }
   }
   state.run.rev = Math.max(state.run.rev, rev);
   const top = written.reduce((most, tile) => Math.max(most, tile[3]), 0);
-  const planesGrew = written.some(([t, c, z]) => t >= state.run.nT || z >= state.run.nZ || c >= looks.list.length);
+  const planesGrew = written.some(([t, c, z]) => t >= state.run.nT || z >= state.run.nZ || !looks.of(c));
   tiles.changed(written, rev, t_recv_ns);
   tiles.changed(vanished, rev);
   if (top + 1 > state.run.levels) {
@@ -276,8 +278,18 @@ function onFrame(frame) {
   frames.add(frame);
   layers.count('frames', frames.placed.size);
   state.run.nFrames = Math.max(state.run.nFrames, frames.placed.size);
+  cover(frame);
+  factsSoon();
   overlays();
 }
+
+/** What is covered grows with a frame, before anybody asks for the run's boxes anew. */
+function cover({ plane, rect }) {
+  const box = state.run.bboxes.find(([one]) => String(one) === String(plane));
+  if (box) box[1] = union([box[1], rect]);
+}
+
+const factsSoon = throttle(1000, () => facts());
 
 function onStage({ run, x_um, y_um, z_um }) {
   if (run && run !== state.run?.run) return;
@@ -287,10 +299,7 @@ function onStage({ run, x_um, y_um, z_um }) {
 }
 
 function onRunNotice({ run, kind }) {
-  if (kind === 'started') {
-    runs.load().catch(() => {});
-    return;
-  }
+  runs.heard();
   if (run !== state.run?.run) return;
   if (kind === 'deleted') gone();
   else refreshInfo();
@@ -375,7 +384,7 @@ function showCursor(exact = null) {
   const number = (v) => (v === null ? 'no frame' : Number.isInteger(v) ? v : v.toPrecision(5));
   const about = exact === null && tile?.level > 0 ? '≈ ' : '';
   const said = looks.visible.map((c, n) =>
-    looks.list.length > 1 ? `${looks.list[c].name} ${about}${number(values[n])}` : `${about}${number(values[n])}`,
+    looks.list.length > 1 ? `${looks.of(c).name} ${about}${number(values[n])}` : `${about}${number(values[n])}`,
   );
   $('cursor').textContent = `${where}   ${said.join('  ')}`;
 }

@@ -2,8 +2,11 @@
 // tables. OpenSeadragon decides which tiles are needed and moves the view; the pixels stay with `Tiles`, so that a tile
 // that changed is replaced in place, and black and white points act without fetching anything.
 //
-// In the viewport's coordinates one unit is one level-0 pixel, and (0, 0) is where the stage is at (0, 0).
+// In the viewport's coordinates one unit is the width of a level-0 pixel, and (0, 0) is where the stage is at (0, 0). A
+// pixel is as many units tall as it is taller than wide on the stage (`aspect`), so that µm are as long in both directions.
+// Everything outside of this module counts pixels.
 
+import { aspectOf } from './geometry.js';
 import { buildLut } from './lut.js';
 import { paint } from './paint.js';
 
@@ -13,12 +16,13 @@ const DATA = 'tilecastTile';
 const HALF_TILES_LOG2 = 23;
 
 /** A tile source over all tiles that there may ever be; the levels that exist are set while the run grows. */
-function makeSource(tiles, tileSize) {
+function makeSource(tiles, tileSize, aspect) {
   const width = tileSize * 2 ** (HALF_TILES_LOG2 + 1);
   const source = new OSD.TileSource({
     width,
-    height: width,
-    tileSize,
+    height: width * aspect,
+    tileWidth: tileSize,
+    tileHeight: tileSize * aspect,
     tileOverlap: 0,
     minLevel: HALF_TILES_LOG2 + 1,
     maxLevel: Math.ceil(Math.log2(width)),
@@ -57,7 +61,7 @@ function makeSource(tiles, tileSize) {
   return source;
 }
 
-/** Draws raw tiles; `scene` holds what is needed for it: { tiles, luts, lookStamp, onDrawn }. */
+/** Draws raw tiles; `scene` holds what is needed for it: { tiles, aspect(), paintTile, onDrawn }. */
 function makeDrawerClass(scene) {
   return class MosaicDrawer extends OSD.DrawerBase {
     static isSupported() {
@@ -96,6 +100,7 @@ function makeDrawerClass(scene) {
       const bounds = this.viewport.getBoundsNoRotate(true);
       const scale = size.x / bounds.width;
       const tileSize = scene.tiles.info.tileSize;
+      const aspect = scene.aspect();
       // Painted first and shown in one go, so that no moment is without pixels.
       const ready = [];
       for (const { tile: osdTile } of tiledImages.flatMap((image) => image.getTilesToDraw())) {
@@ -119,14 +124,15 @@ function makeDrawerClass(scene) {
         if (keep && this.shown.stamps.get(tile.key) === stamp) continue;
         const side = tileSize * 2 ** tile.level;
         const x0 = Math.round((tile.col * side - bounds.x) * scale);
-        const y0 = Math.round((tile.row * side - bounds.y) * scale);
+        const y0 = Math.round((tile.row * side * aspect - bounds.y) * scale);
         const x1 = Math.round(((tile.col + 1) * side - bounds.x) * scale);
-        const y1 = Math.round(((tile.row + 1) * side - bounds.y) * scale);
+        const y1 = Math.round(((tile.row + 1) * side * aspect - bounds.y) * scale);
         context.clearRect(x0, y0, x1 - x0, y1 - y0);
         if (!picture) continue;
-        const magnified = (x1 - x0) / tileSize;
+        const magnified = [x1 - x0, y1 - y0].map((length) => length / tileSize);
+        const asItIs = magnified.every((times) => times === 1);
         // Camera pixels are shown as they are; a coarse level that stands in for a finer one is not.
-        context.imageSmoothingEnabled = magnified !== 1 && (magnified < 2 || tile.level > 0);
+        context.imageSmoothingEnabled = !asItIs && (Math.min(...magnified) < 2 || tile.level > 0);
         context.imageSmoothingQuality = 'low';
         context.drawImage(picture, x0, y0, x1 - x0, y1 - y0);
       }
@@ -160,9 +166,11 @@ export class Mosaic {
     this.lookStamp = 0;
     this.dtype = '<u2';
     this.levels = 1;
+    this.aspect = 1; // how tall a pixel is drawn, in its own widths
     this.drawn = [];
     const scene = {
       tiles,
+      aspect: () => this.aspect,
       paintTile: (tile) => this.#paintTile(tile),
       onDrawn: (drawn, bounds, scale) => {
         this.drawn = drawn;
@@ -210,10 +218,11 @@ export class Mosaic {
     return this.viewer.drawer.canvas;
   }
 
-  /** Show another run, described by { run, tileSize, dtype, levels }. */
-  async open({ tileSize, dtype, levels }) {
+  /** Show another run, described by { tileSize, dtype, levels, affine }. */
+  async open({ tileSize, dtype, levels, affine }) {
     this.dtype = dtype;
-    this.source = makeSource(this.tiles, tileSize);
+    this.aspect = aspectOf(affine);
+    this.source = makeSource(this.tiles, tileSize, this.aspect);
     this.source.setLevels(levels);
     this.viewer.world.removeAll();
     const { half } = this.source;
@@ -225,7 +234,7 @@ export class Mosaic {
       this.viewer.addTiledImage({
         tileSource: this.source,
         x: -half,
-        y: -half,
+        y: -half * this.aspect,
         width: 2 * half,
         success: resolve,
         error: (event) => reject(new Error(event.message)),
@@ -238,7 +247,8 @@ export class Mosaic {
   #limitZoom() {
     const width = this.viewport.getContainerSize().x;
     this.viewport.maxZoomLevel = 40 / width;
-    this.viewport.minZoomLevel = 48 / (this.tiles.info.tileSize * 2 ** this.source.topLevel) / width;
+    const side = this.tiles.info.tileSize * Math.min(1, this.aspect) * 2 ** this.source.topLevel;
+    this.viewport.minZoomLevel = 48 / side / width;
   }
 
   setLevels(n) {
@@ -300,10 +310,10 @@ export class Mosaic {
   /** The level-0 rectangle in view, [row0, col0, row1, col1], fractional. */
   viewRect(current = true) {
     const b = this.viewport.getBounds(current);
-    return [b.y, b.x, b.y + b.height, b.x + b.width];
+    return [b.y / this.aspect, b.x, (b.y + b.height) / this.aspect, b.x + b.width];
   }
 
-  /** CSS pixels on screen per level-0 pixel. */
+  /** CSS pixels on screen per level-0 pixel, along a row; down a column `aspect` times as many. */
   scale(current = true) {
     return this.viewport.getContainerSize().x / this.viewport.getBounds(current).width;
   }
@@ -318,7 +328,7 @@ export class Mosaic {
   /** The level-0 position [row, col] under a point of the viewer's element, CSS pixels. */
   positionAt(x, y) {
     const point = this.viewport.viewerElementToViewportCoordinates(new OSD.Point(x, y));
-    return [point.y, point.x];
+    return [point.y / this.aspect, point.x];
   }
 
   /** Show a level-0 rectangle, with some room around it. */
@@ -327,27 +337,27 @@ export class Mosaic {
     const width = col1 - col0;
     const rect = new OSD.Rect(
       col0 - width * room,
-      row0 - height * room,
+      (row0 - height * room) * this.aspect,
       width * (1 + 2 * room),
-      height * (1 + 2 * room),
+      height * (1 + 2 * room) * this.aspect,
     );
     this.viewport.fitBounds(rect, immediately);
     this.redraw();
   }
 
   panTo(row, col, immediately = false) {
-    this.viewport.panTo(new OSD.Point(col, row), immediately);
+    this.viewport.panTo(new OSD.Point(col, row * this.aspect), immediately);
   }
 
   centre() {
     const { x, y } = this.viewport.getCenter(false);
-    return [y, x];
+    return [y / this.aspect, x];
   }
 
   /** Show so many CSS pixels per level-0 pixel, around a position. */
   setScale(scale, row, col, immediately = false) {
     const zoom = scale / this.viewport.getContainerSize().x;
-    this.viewport.zoomTo(zoom, col === undefined ? undefined : new OSD.Point(col, row), immediately);
+    this.viewport.zoomTo(zoom, col === undefined ? undefined : new OSD.Point(col, row * this.aspect), immediately);
   }
 
   zoomBy(factor) {

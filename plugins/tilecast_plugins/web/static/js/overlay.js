@@ -5,14 +5,16 @@ import { color, fitCanvas } from './dom.js';
 import { formatLength, niceLength, pixelOfStage, pixelSizeUm } from './geometry.js';
 import { pixelsOf } from './marks.js';
 
-/** From level-0 pixels to CSS pixels of the view. */
-export function projection(viewRect, width) {
-  const [row0, col0, , col1] = viewRect;
+/** From level-0 pixels to CSS pixels of the view, which is so wide and high. */
+export function projection(viewRect, width, height) {
+  const [row0, col0, row1, col1] = viewRect;
   const scale = width / (col1 - col0);
+  const down = height / (row1 - row0);
   return {
     scale,
+    down,
     x: (col) => (col - col0) * scale,
-    y: (row) => (row - row0) * scale,
+    y: (row) => (row - row0) * down,
   };
 }
 
@@ -24,8 +26,8 @@ function strokeRect(context, at, [row0, col0, row1, col1]) {
 
 /** Behind the mosaic: where frames are planned or should be, so that what is not covered is seen as such. */
 export function drawUnderlay(canvas, { viewRect, planned, covered, show }) {
-  const { context, width } = fitCanvas(canvas);
-  const at = projection(viewRect, width);
+  const { context, width, height } = fitCanvas(canvas);
+  const at = projection(viewRect, width, height);
   const rect = planned ?? covered;
   if (!rect || !show.holes) return;
   const [row0, col0, row1, col1] = rect;
@@ -38,7 +40,6 @@ export function drawUnderlay(canvas, { viewRect, planned, covered, show }) {
   context.strokeStyle = color('hatch');
   context.lineWidth = 1;
   context.beginPath();
-  const height = canvas.clientHeight;
   for (let x = -height; x < width; x += 12) {
     context.moveTo(x, height);
     context.lineTo(x + height, 0);
@@ -53,7 +54,7 @@ export function drawUnderlay(canvas, { viewRect, planned, covered, show }) {
 /** Over the mosaic. `scene`: viewRect, affine, show, frames, holes, lastFrame, stage, marks, draft, profile. */
 export function drawOverlay(canvas, scene) {
   const { context, width, height } = fitCanvas(canvas);
-  const at = projection(scene.viewRect, width);
+  const at = projection(scene.viewRect, width, height);
   const { show } = scene;
   context.lineWidth = 1;
   if (show.frames) drawFrames(context, at, scene.frames, width, height);
@@ -198,11 +199,17 @@ function drawProfileLine(context, at, { from, to }) {
   context.lineWidth = 1;
 }
 
+/** White, but for eyes that are used to the dark. */
+const barColor = () => (document.documentElement.dataset.theme === 'night' ? color('text-strong') : '#fff');
+
 /** A bar of a round length, at the lower right. */
 export function drawScaleBar(context, { viewRect, affine }, width, height, size = 1) {
-  const at = projection(viewRect, width);
-  const [x_um] = pixelSizeUm(affine);
+  const at = projection(viewRect, width, height);
+  const [x_um, y_um] = pixelSizeUm(affine);
   const perUm = at.scale / x_um;
+  // Where µm are not as long downwards as to the right, there is a second bar, upright.
+  const downUm = at.down / y_um;
+  const upright = Math.abs(downUm / perUm - 1) > 0.01;
   const length = niceLength(Math.min(220 * size, width / 4) / perUm);
   if (!length) return;
   const bar = length * perUm;
@@ -217,7 +224,28 @@ export function drawScaleBar(context, { viewRect, affine }, width, height, size 
   context.beginPath();
   context.roundRect(x + bar / 2 - box / 2, y - 24 * size, box, 33 * size, 4 * size);
   context.fill();
-  context.fillStyle = '#fff';
+  context.fillStyle = barColor();
   context.fillRect(x, y, bar, 3 * size);
   context.fillText(text, x + bar / 2, y - 3 * size);
+  if (upright) drawUprightBar(context, downUm, width, height, size);
+}
+
+/** The same for lengths down the view, above the other one. */
+function drawUprightBar(context, perUm, width, height, size) {
+  const length = niceLength(Math.min(160 * size, height / 4) / perUm);
+  if (!length) return;
+  const bar = length * perUm;
+  const text = formatLength(length);
+  const box = context.measureText(text).width + 24 * size;
+  const x = width - 16 * size;
+  const bottom = height - 56 * size;
+  context.fillStyle = 'rgb(0 0 0 / 0.55)';
+  context.beginPath();
+  context.roundRect(x - box + 6 * size, bottom - bar - 8 * size, box + 4 * size, bar + 16 * size, 4 * size);
+  context.fill();
+  context.fillStyle = barColor();
+  context.fillRect(x - 3 * size, bottom - bar, 3 * size, bar);
+  context.textAlign = 'right';
+  context.textBaseline = 'middle';
+  context.fillText(text, x - 8 * size, bottom - bar / 2);
 }

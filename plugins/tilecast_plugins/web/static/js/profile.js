@@ -114,7 +114,7 @@ export class Profile {
       context.fillText(formatLength(d), Math.min(px, width - 24), height);
     }
     channels.forEach((c, n) => {
-      const look = this.looks().list[c];
+      const look = this.looks().of(c);
       context.strokeStyle = channels.length === 1 ? color('accent') : look.color;
       context.lineWidth = 1.3;
       context.lineJoin = 'round';
@@ -156,7 +156,7 @@ export class Profile {
 
   #save() {
     if (!this.data) return;
-    const names = this.data.channels.map((c) => this.looks().list[c].name.replaceAll(',', ' '));
+    const names = this.data.channels.map((c) => this.looks().of(c).name.replaceAll(',', ' '));
     const lines = [
       ['distance_um', 'row', 'col', ...names].join(','),
       ...this.data.points.map(({ distance_um, row, col, values }) =>

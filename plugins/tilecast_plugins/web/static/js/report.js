@@ -2,7 +2,7 @@
 
 import { $, h } from './dom.js';
 import { extentOf, rangesText } from './run.js';
-import { formatLength, pixelSizeUm } from './geometry.js';
+import { axesText, formatLength, pixelSizeUm } from './geometry.js';
 import { formatBytes } from './status.js';
 import { formatTime } from './runs.js';
 
@@ -14,7 +14,8 @@ const EXPLAINED = {
 /** [name, value, level] of a report: what is wrong first, nothing that is zero. */
 export function reportLines(report) {
   const lines = [];
-  const expected = report.expected ?? report.planned;
+  // One that was ended early expected what came; what was planned is what a person wants to compare with.
+  const expected = Math.max(report.expected ?? 0, report.planned ?? 0) || null;
   lines.push(['Received', expected ? `${report.received} of ${expected} frames` : `${report.received} frames`,
     expected && report.received < expected ? 'warn' : 'good']);
   if (report.n_missing) lines.push(['Missing', `${report.n_missing} ${report.n_missing === 1 ? 'frame' : 'frames'}: ${rangesText(report.missing ?? [])}`, 'bad']);
@@ -48,6 +49,8 @@ export function renderReport(run, { report, final, nFrames, nHoles }) {
     facts.push(['', `${cols.toLocaleString()} × ${rows.toLocaleString()} px`]);
   }
   facts.push(['Pixel', Math.abs(x_um - y_um) < 1e-9 ? formatLength(x_um) : `${formatLength(x_um)} × ${formatLength(y_um)}`]);
+  const axes = axesText(run.affine);
+  if (axes) facts.push(['Axes', axes, axes.startsWith('drawn') ? 'warn' : '']);
   facts.push(['From', `${run.instrument} / ${run.stream}`]);
   if (run.created_ns) facts.push(['Begun', formatTime(run.created_ns)]);
   if (run.blend) facts.push(['Overlaps', run.blend]);

@@ -1,6 +1,6 @@
 // The list of runs with thumbnails, newest first, and what operators may do with them.
 
-import { $, ask, h, icon, toast } from './dom.js';
+import { $, ask, h, icon, throttle, toast } from './dom.js';
 
 const AGAIN_MS = 5000;
 
@@ -35,6 +35,11 @@ export class Runs {
     this.#render();
     return this.list;
   }
+
+  /** Something happened to some run: what is on screen should not say otherwise. */
+  heard = throttle(300, () => {
+    if (!this.element.hidden) this.load().catch(() => {});
+  });
 
   toggle(show = this.element.hidden) {
     this.element.hidden = !show;

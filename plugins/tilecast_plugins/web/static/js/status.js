@@ -4,6 +4,8 @@ import { $, h } from './dom.js';
 
 const ASK_MS = 1000;
 const RECENT = 200;
+const SOON_S = 24 * 3600; // a disk that is full by then is told of
+const URGENT_S = 3600;
 
 export function formatBytes(n) {
   const units = ['B', 'kB', 'MB', 'GB', 'TB', 'PB'];
@@ -92,7 +94,16 @@ export class Status {
     const room = typeof disk === 'string' ? disk : disk.room;
     const free = daemon.free_bytes ?? disk.free_bytes ?? daemon.store?.free_bytes;
     const level = { warn: 'warn', stop: 'bad', full: 'bad' }[room] ?? '';
-    items.push(item('Disk', free === undefined ? '–' : `${formatBytes(free)} free`, level, (daemon.problems ?? []).join('\n')));
+    // Only of what may happen while somebody can still do something about it; the rest is in the tooltip.
+    const soon = daemon.forecast && (daemon.full_in_s ?? Infinity) < SOON_S;
+    items.push(
+      item(
+        'Disk',
+        [free === undefined ? '–' : `${formatBytes(free)} free`, soon ? daemon.forecast : ''].filter(Boolean).join(', '),
+        level || (soon ? (daemon.full_in_s < URGENT_S ? 'bad' : 'warn') : ''),
+        [daemon.forecast ?? '', ...(daemon.problems ?? [])].filter(Boolean).join('\n'),
+      ),
+    );
     const problems = daemon.problems ?? [];
     items.push(item('Daemon', daemon.state ?? '–', daemon.ready === false ? 'warn' : problems.length ? 'warn' : '', problems.join('\n')));
     $('strip').replaceChildren(...items);

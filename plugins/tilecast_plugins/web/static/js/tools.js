@@ -52,7 +52,7 @@ export class Tools extends EventTarget {
     if (!line) return null;
     const near = HANDLE_PX / this.mosaic.scale();
     for (const end of ['from', 'to']) {
-      if (Math.hypot(position[0] - line[end][0], position[1] - line[end][1]) <= near) return end;
+      if (Math.hypot((position[0] - line[end][0]) * this.mosaic.aspect, position[1] - line[end][1]) <= near) return end;
     }
     return null;
   }

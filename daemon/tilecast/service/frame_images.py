@@ -1,0 +1,299 @@
+"""How the frames of a run become the images that are blended: its calibration, then what plugins do, all of it frozen.
+
+    frame ─ calibration (dark, flat) ─ step of a plugin ─ … ─ step of the plugin that splits ─▶ one image for each view
+
+What a plugin does is decided when the run starts (`hookspecs.tilecast_run_starting`) and kept in the run's folder by
+content: settings in `frozen.json`, arrays beside it. Here that is written, read again and checked, and every frame is
+taken through it. A run in whose frames no plugin takes part passes none of this, and costs nothing for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilecast import calibration as cal
+from tilecast.errors import StartRefusedError, StoreError
+from tilecast.geometry import Placement, PlaneKey
+from tilecast.guests import guests
+from tilecast.hookspecs import FrameStep, MakeImages, RunStart, View
+from tilecast.plugins import PluginFailedError, Plugins
+from tilecast_protocol.errors import TilecastError
+from tilecast_protocol.headers import unpack_header
+from tilecast_protocol.messages import Start, encode
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenStep:
+    """What is kept of a plugin's `FrameStep` in `frozen.json` and in the store.
+
+    Attributes
+    ----------
+    plugin, version : str
+        Who made it; the version of its package is for people.
+    settings : dict
+    arrays : dict of str to str
+        SHA-256 of each array's NPY file, by its name.
+    views : tuple of View
+    """
+
+    plugin: str
+    version: str
+    settings: dict[str, Any]
+    arrays: dict[str, str]
+    views: tuple[View, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        views = [
+            {"shape": list(view.shape), "channel": view.channel, "corner": view.corner and list(view.corner)}
+            for view in self.views
+        ]
+        about = {"plugin": self.plugin, "version": self.version}
+        return about | {"settings": self.settings, "arrays": self.arrays, "views": views}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From what :meth:`as_dict` gave; KeyError, TypeError or ValueError if something is missing."""
+        views = tuple(
+            View(
+                shape=_pair(view["shape"]),
+                channel=view["channel"],
+                corner=None if view["corner"] is None else _pair(view["corner"]),
+            )
+            for view in values["views"]
+        )
+        return cls(
+            str(values["plugin"]), str(values["version"]), dict(values["settings"]), dict(values["arrays"]), views
+        )
+
+    def file_name(self, array: str) -> str:
+        """Where an array of it lies in the run's folder."""
+        return f"step-{self.plugin}-{array}.npy"
+
+
+def _pair(values: Sequence[Any]) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One step, ready to be taken.
+
+    Attributes
+    ----------
+    frozen : FrozenStep
+    arrays : dict of str to ndarray
+    plugins : Plugins
+        Who calls it.
+    make : callable or None
+        The function of the plugin; None if it cannot be used.
+    trouble : str
+        Why it cannot be used.
+    """
+
+    frozen: FrozenStep
+    arrays: dict[str, NDArray[Any]]
+    plugins: Plugins
+    make: MakeImages | None
+    trouble: str = ""
+
+
+@dataclass(eq=False)
+class FrameImages:
+    """What every frame of a run becomes.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    steps : sequence of Step
+        In their order; the one that splits frames, if there is one, is the last.
+
+    Attributes
+    ----------
+    n_clipped : list of int
+        Pixels that fell below, and above, what their type holds, since the run was loaded.
+    """
+
+    calibration: cal.Calibration
+    steps: Sequence[Step] = ()
+    n_clipped: list[int] = field(default_factory=lambda: [0, 0])
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """What a frame is split into; empty if it is not."""
+        return self.steps[-1].frozen.views if self.steps else ()
+
+    @property
+    def frozen(self) -> tuple[FrozenStep, ...]:
+        """What is kept of the steps."""
+        return tuple(step.frozen for step in self.steps)
+
+    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """File name and contents of every array of the steps."""
+        for step in self.steps:
+            for name, array in step.arrays.items():
+                yield step.frozen.file_name(name), array
+
+    def of(self, pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """The images of one frame, in the order of its views.
+
+        Parameters
+        ----------
+        pixels : ndarray, 2-D
+            As the camera sent them; not changed.
+
+        Raises
+        ------
+        PluginFailedError
+            If a plugin that takes part is not there, fails, hangs, or gives something else than it said.
+        """
+        corrected = cal.apply(pixels, self.calibration)
+        self._count(corrected.n_low, corrected.n_high)
+        images: tuple[NDArray[Any], ...] = (corrected.pixels,)
+        for step in self.steps:
+            images = self._taken(step, images[0])
+        return images
+
+    def _taken(self, step: Step, pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        plugin = step.frozen.plugin
+        if step.make is None:
+            raise PluginFailedError(step.trouble)
+        frame = pixels.view()
+        frame.flags.writeable = False
+        found = step.plugins.images(plugin, step.make, frame)
+        shapes = [view.shape for view in step.frozen.views] or [pixels.shape]
+        images = tuple(found.images)
+        got = [(getattr(image, "shape", None), str(getattr(image, "dtype", None))) for image in images]
+        if got != [(shape, str(pixels.dtype)) for shape in shapes]:
+            raise PluginFailedError(
+                f"the plugin {plugin} should make images of {pixels.dtype} and shapes {shapes} of a frame; got {got}"
+            )
+        self._count(int(found.n_low), int(found.n_high))
+        return tuple(map(np.ascontiguousarray, images))  # a part of a frame is not, and kernels want it so
+
+    def _count(self, n_low: int, n_high: int) -> None:
+        self.n_clipped[0] += n_low
+        self.n_clipped[1] += n_high
+
+
+def placements_of(placement: Placement, views: Sequence[View]) -> tuple[Placement, ...]:
+    """Where the views of a frame lie, from where the whole frame would lie.
+
+    >>> frame = Placement(0, 0, PlaneKey(), 10, 20, 4, 8, "stage", 0)
+    >>> halves = [View(shape=(4, 4), channel=c) for c in (0, 1)]
+    >>> [(one.view, one.plane.c, one.row, one.col) for one in placements_of(frame, halves)]
+    [(0, 0, 10, 22), (1, 1, 10, 22)]
+    """
+    if not views:
+        return (placement,)
+    found = []
+    for number, view in enumerate(views):
+        (height, width), plane = view.shape, placement.plane
+        down, right = view.corner or ((placement.height - height) // 2, (placement.width - width) // 2)
+        found.append(
+            Placement(
+                placement.frame,
+                number,
+                plane if view.channel is None else PlaneKey(plane.t, view.channel, plane.z),
+                placement.row + down,
+                placement.col + right,
+                height,
+                width,
+                placement.source,
+                placement.index,
+            )
+        )
+    return tuple(found)
+
+
+def run_start(start: Start) -> RunStart:
+    """A `start` message as plugins are told of it."""
+    return RunStart(
+        run=start.run,
+        name=start.name,
+        instrument=start.instrument,
+        stream=start.stream,
+        shape=start.shape,
+        dtype=start.dtype,
+        pixel_size_um=start.px_um,
+        header=unpack_header(bytes(encode(start)[1])),
+        parts=tuple(bytes(part) for part in start.parts),
+    )
+
+
+def ask_for_steps(start: Start, plugins: Plugins) -> list[Step]:
+    """What plugins want to do with the frames of a run that begins.
+
+    Raises
+    ------
+    StartRefusedError
+        If one refuses the run, fails, or cannot do what it says.
+    """
+    if not plugins.takes_starts:
+        return []
+    versions = {guest.name: guest.version for guest in guests()}
+    steps = []
+    for plugin, wanted in plugins.run_starting(run_start(start)):
+        arrays = {name: np.array(array, order="C") for name, array in wanted.arrays.items()}
+        digests = {name: _sha256(array) for name, array in arrays.items()}
+        settings = json.loads(json.dumps(dict(wanted.settings)))  # as they will be read again: a tuple is a list then
+        frozen = FrozenStep(plugin, versions.get(plugin, ""), settings, digests, tuple(wanted.views))
+        step = _ready(frozen, arrays, start, plugins)
+        if step.make is None:
+            raise StartRefusedError(step.trouble)
+        steps.append(step)
+    return steps
+
+
+def load_steps(folder: Path, start: Start, frozen: Sequence[FrozenStep], plugins: Plugins | None) -> list[Step]:
+    """The steps that were frozen in a run's folder.
+
+    Raises
+    ------
+    StoreError
+        If an array of one cannot be read, or is another than was frozen.
+    """
+    if not frozen:
+        return []
+    plugins = plugins or Plugins.load()
+    return [_ready(step, _read_arrays(folder, step), start, plugins) for step in frozen]
+
+
+def _ready(frozen: FrozenStep, arrays: dict[str, NDArray[Any]], start: Start, plugins: Plugins) -> Step:
+    for array in arrays.values():
+        array.flags.writeable = False
+    step = FrameStep(settings=frozen.settings, arrays=arrays, views=frozen.views)
+    try:
+        make = plugins.make_images(frozen.plugin, step, shape=start.shape, dtype=start.dtype)
+    except TilecastError as error:
+        return Step(frozen, arrays, plugins, None, str(error))
+    return Step(frozen, arrays, plugins, make)
+
+
+def _read_arrays(folder: Path, step: FrozenStep) -> dict[str, NDArray[Any]]:
+    arrays = {}
+    for name, sha256 in step.arrays.items():
+        path = folder / step.file_name(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"cannot read {path}, which is frozen in the run: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StoreError(f"{path} is not what was frozen at the start of the run")
+        arrays[name] = np.load(io.BytesIO(data), allow_pickle=False)
+    return arrays
+
+
+def _sha256(array: NDArray[Any]) -> str:
+    return hashlib.sha256(cal.dump_npy(array)).hexdigest()
