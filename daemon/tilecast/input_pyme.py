@@ -120,7 +120,8 @@ class PymeSeries(ImageSource):
             before = f": all {len(files)} lie before frame {first}, Protocol.DataStartsAt" if files else ""
             raise InputError(f"{folder} has {METADATA_NAME} and no PZF frames of a scan{before}")
         numbers = np.array([number for number, _ in files if number >= first])
-        why, positions = "", None
+        positions: tuple[tuple[float, float], ...] | None = None
+        why = ""
         try:
             positions = tuple(_corners_um(numbers, metadata, _read_events(folder / EVENTS_NAME)))
         except InputError as error:
@@ -251,6 +252,8 @@ def _read_events(path: Path) -> list[Event]:
         for event in events:
             if event.name == "StartAq":
                 int(event.detail)
+            if not np.isfinite(event.time_s):
+                raise ValueError(f"got {event}")
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: expected a list of [name, description, seconds], {error}") from error
     return events
@@ -279,7 +282,8 @@ def _frame_number(path: Path) -> int:
 
 def _tile_pattern(schema: str) -> re.Pattern[str]:
     """What the names of tiles of level 0 look like, from PYME's rule for making them."""
-    made, seen = "", set()
+    made = ""
+    seen: set[str] = set()
     try:
         pieces = list(string.Formatter().parse(schema))
     except ValueError as error:

@@ -18,21 +18,8 @@ _TERMINATED = 143
 
 
 def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Reader of an option that holds as many numbers as its metavar has names, separated by commas."""
-
-    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-        if text is None:
-            return None
-        names = param.metavar or ""
-        try:
-            values = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            values = ()
-        if len(values) != names.count(",") + 1 or any(value != value or abs(value) == float("inf") for value in values):
-            raise click.BadParameter(f"expected {names} as numbers, got {text!r}", ctx, param)
-        return values
-
-    return read
+    """Reader of an option, as the built-in commands have it."""
+    return lambda ctx, param, text: ctx.obj.number_list(kind)(ctx, param, text)
 
 
 @click.command("export")

@@ -23,6 +23,8 @@ def check_target(path: Path, *, force: bool) -> None:
     ExportError
         If something is there and `force` is not given, or the folder it would lie in is not there.
     """
+    if path.name in ("", ".."):
+        raise ExportError(f"{path} is a folder, not the name of what is to be written: add a name")
     if not path.parent.is_dir():
         raise ExportError(f"there is no folder {path.parent}: make it first, or choose another place for FILE")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -53,15 +53,18 @@ class Levels:
         Where the mosaic's pixels come from.
     run : Run
     rect : Rect
-        What the image shows, level-0 pixels.
+        The image, level-0 pixels.
     tile_size : int
         Edge of its tiles, pixels; a multiple of 16.
+    shown : Rect, optional
+        What of the mosaic it shows, where the image is larger than that; the rest of it is uncovered.
     """
 
-    def __init__(self, pixels: Pixels, run: Run, rect: Rect, tile_size: int) -> None:
+    def __init__(self, pixels: Pixels, run: Run, rect: Rect, tile_size: int, shown: Rect | None = None) -> None:
         self._pixels = pixels
         self.run = run
         self.rect = rect
+        self.shown = rect if shown is None else shown.intersect(rect)
         self.tile_size = tile_size
         self.n_levels = n_levels(rect, tile_size)
 
@@ -82,19 +85,22 @@ class Levels:
     def base(self, plane: PlaneKey, row: int, col: int) -> LevelTile | None:
         """A tile of level 0; None if nothing of it is covered."""
         size = self.tile_size
-        top, left = self.rect.row0 + row * size, self.rect.col0 + col * size
-        inside = Rect(top, left, top + size, left + size).intersect(self.rect)
+        whole = self._reach(0, row, col)
+        inside = whole.intersect(self.shown)
         if not self._is_covered(plane, inside):
             return None
         found = self._pixels.region(self.run, plane, 0, inside)
         if found.coverage is not None and not found.coverage.any():
             return None
-        if inside.height == inside.width == size:
+        if inside == whole:
             return LevelTile(0, row, col, found.pixels, found.coverage)
         pixels = np.full((size, size), np.nan if self.run.dtype.kind == "f" else 0, self.run.dtype)
         coverage = np.zeros((size, size), np.bool_)
-        pixels[: inside.height, : inside.width] = found.pixels
-        coverage[: inside.height, : inside.width] = True if found.coverage is None else found.coverage
+        part = np.s_[
+            inside.row0 - whole.row0 : inside.row1 - whole.row0, inside.col0 - whole.col0 : inside.col1 - whole.col0
+        ]
+        pixels[part] = found.pixels
+        coverage[part] = True if found.coverage is None else found.coverage
         return LevelTile(0, row, col, pixels, coverage)
 
     def walk(self, plane: PlaneKey) -> Iterator[LevelTile]:
@@ -106,10 +112,7 @@ class Levels:
                 yield from self._below(plane, top, row, col)
 
     def _below(self, plane: PlaneKey, level: int, row: int, col: int) -> Generator[LevelTile, None, LevelTile | None]:
-        edge = self.tile_size << level
-        top, left = self.rect.row0 + row * edge, self.rect.col0 + col * edge
-        inside = Rect(top, left, top + edge, left + edge).intersect(self.rect)
-        if not self._is_covered(plane, inside):
+        if not self._is_covered(plane, self._reach(level, row, col).intersect(self.shown)):
             return None
         if level == 0:
             made = self.base(plane, row, col)
@@ -127,6 +130,12 @@ class Levels:
         if made is not None:
             yield made
         return made
+
+    def _reach(self, level: int, row: int, col: int) -> Rect:
+        """The pixels of level 0 under a tile."""
+        edge = self.tile_size << level
+        top, left = self.rect.row0 + row * edge, self.rect.col0 + col * edge
+        return Rect(top, left, top + edge, left + edge)
 
     def _is_covered(self, plane: PlaneKey, rect: Rect) -> bool:
         """Whether a frame may cover something there."""

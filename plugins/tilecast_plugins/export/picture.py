@@ -84,7 +84,7 @@ class Picture:
         edge = self.levels.tile_size
         n_pixels = 0
         for _, plane in self.planes:
-            box = self.run.bboxes.get(plane, Rect(0, 0, 0, 0)).intersect(self.levels.rect)
+            box = self.run.bboxes.get(plane, Rect(0, 0, 0, 0)).intersect(self.levels.shown)
             for level in range(self.levels.n_levels if not box.empty else 0):
                 part = rect_at_level(box, level)
                 n_pixels += (part.height + 2 * edge) * (part.width + 2 * edge)

@@ -100,10 +100,11 @@ def _write_mosaic(request: Request, reader: TileReader, run: Run, target: Path, 
                 version = "0.4" if request.form == "ome-zarr-0.4" else "0.5"
                 write_ome_zarr(picture, hidden, version, progress, compression=request.compression)
             moment.check()
-    height, width = picture.levels.size(0)
+    shown = picture.levels.shown
     n_t, n_c, n_z = picture.planes.shape
     planes = "" if picture.n_planes == 1 else f" × {n_c} channels × {n_z} in z × {n_t} times"
-    return f"{target}: {height} × {width} pixels{planes}, {picture.levels.n_levels} levels, as of rev {moment.run.rev}"
+    size = f"{shown.height} × {shown.width} pixels{planes}, {picture.levels.n_levels} levels"
+    return f"{target}: {size}, as of rev {moment.run.rev}"
 
 
 def _write_frames(request: Request, reader: TileReader, run: Run, target: Path, progress: Progress) -> str:
@@ -128,9 +129,8 @@ def _picture(request: Request, run: Run, pixels: Pixels, region: Rect | None) ->
         )
     else:
         rect = region
-    if request.form == "pyme":
-        rect = pyramid_rect(run, planes, rect, request.tile_size)
-    return Picture(levels=Levels(pixels, run, rect, request.tile_size), planes=planes, fill=request.fill)
+    whole = pyramid_rect(run, planes, rect, request.tile_size) if request.form == "pyme" else rect
+    return Picture(levels=Levels(pixels, run, whole, request.tile_size, rect), planes=planes, fill=request.fill)
 
 
 class _Nothing:

@@ -25,7 +25,7 @@ from viewer_scans import Scan
             ("--region=5000,0,5100,100",),
             "nothing is covered in the region 5000,0,5100,100; the run covers -35,-25,198,230",
         ),
-        (("--region=1,2,3",), "expected TOP,LEFT,BOTTOM,RIGHT as numbers"),
+        (("--region=1,2,3",), "expected TOP,LEFT,BOTTOM,RIGHT, got '1,2,3'"),
         (("--region-um=a,b,c,d",), "expected X0,Y0,X1,Y1 as numbers"),
         (("--region-um=0,0,nan,9",), "expected X0,Y0,X1,Y1 as numbers"),
         (("--region=0,0,9,9", "--region-um=0,0,9,9"), "give one of them"),
@@ -76,6 +76,10 @@ def test_a_folder_that_no_export_made_is_never_deleted(bench: Bench, grey: Scan,
     bench.export(grey.run, folder, "--force")
     assert (folder / "zarr.json").stat().st_size > 100
     assert [entry.name for entry in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_file_without_a_name(bench: Bench, grey: Scan) -> None:
+    assert "is a folder, not the name of what is to be written" in bench.export(grey.run, "..", code=2)
 
 
 def test_a_folder_that_is_not_there(bench: Bench, grey: Scan, tmp_path: Path) -> None:

@@ -154,8 +154,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
             store.commit(Commit(tiles=tiles, levels=5, bboxes={P0: box}))
         store.set_state("ended")
     nbytes = (n * size) ** 2
-    for name, form in (("made.tif", "ome-tiff"), ("made.zarr", "ome-zarr")):
-        request = Request(folder=tmp_path / "run", target=tmp_path / name, form=form, compression="none")
+    for form, compression in (("ome-tiff", "none"), ("ome-tiff", "zlib"), ("ome-zarr", "zlib")):
+        target = tmp_path / f"{form}-{compression}"
+        request = Request(folder=tmp_path / "run", target=target, form=form, compression=compression)
         tracemalloc.start()
         try:
             write(request, lambda *_: None)

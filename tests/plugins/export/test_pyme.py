@@ -84,6 +84,25 @@ def test_pyme_opens_it(bench: Bench, sources: Path, tmp_path: Path, affine: str,
         assert n_seen == expected.covered.sum()
 
 
+def test_a_region_shows_nothing_else(bench: Bench, sources: Path, tmp_path: Path) -> None:
+    """Also though a pyramid is made of whole tiles."""
+    with bench.show.publisher("part") as publisher:
+        run = publisher.start("part", shape=SHAPE, dtype="<u2", px_um=(0.5, 0.5), pos_src="frame")
+        pixels = picture(77, SHAPE)
+        publisher.image(pixels, pos_um=(SHAPE[1] / 4, SHAPE[0] / 4))
+        publisher.end(run=run)
+        publisher.flush()
+    bench.show.watch.report(run)
+    bench.export(run, tmp_path / "made", "--format", "pyme", "--region=10,7,40,31")
+    told = run_pyme(sources, LOAD, str(tmp_path / "made"), str(tmp_path / "layers.npz"))
+    with np.load(tmp_path / "layers.npz") as file:
+        found = file["arr_0"]
+    assert (told["x0"], told["y0"]) == (7 * 0.5, 10 * 0.5)
+    expected = np.zeros(found.shape)
+    expected[:24, :30] = pixels[10:40, 7:31].T
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "hint"),
     [((), "choose one with --times, --channels"), (("--channels=0", "--slices=0"), "square pixels")],
