@@ -13,7 +13,12 @@ import tifffile
 
 from integration.talking import PX_UM, centre_um, picture
 from plugins.export.conftest import Bench
+from plugins.export.test_moment import P0, new_store, numbered
+from tilecast.geometry import Placement, Rect, TileKey
 from tilecast.inputs import open_scan
+from tilecast.store.tile_store import Commit, TileRow
+from tilecast_plugins.export.writing import Request, write
+from tilecast_protocol.errors import TilecastError
 from viewer_scans import CORNERS, SHAPE, Scan
 
 
@@ -80,3 +85,22 @@ def test_calibrated_or_as_recorded(bench: Bench, tmp_path: Path) -> None:
     bench.export(run, tmp_path / "recorded", "--frames", "--as-recorded")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "calibrated" / "frame_0000.ome.tif"), pixels - 100)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "recorded" / "frame_0000.ome.tif"), pixels)
+
+
+@pytest.mark.parametrize(
+    ("width", "state", "hint"),
+    [
+        (64, "sealed", "is sealed since"),
+        (32, "ended", "frame 0 was split into views"),
+        (0, "ended", "no placed frames"),
+    ],
+)
+def test_runs_that_have_no_such_frames(tmp_path: Path, width: int, state: str, hint: str) -> None:
+    with new_store(tmp_path / "run") as store:
+        placed = [Placement(0, 0, P0, 0, 0, 64, width, "stage", 0)] if width else []
+        tile = TileRow(P0, TileKey(0, 0, 0), numbered(1))
+        store.commit(Commit(tiles=[tile], placements=placed, levels=1, bboxes={P0: Rect(0, 0, 64, 64)}))
+        store.set_state(state)
+    with pytest.raises(TilecastError, match=hint):
+        write(Request(folder=tmp_path / "run", target=tmp_path / "made", frames=True), lambda *_: None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
