@@ -207,7 +207,8 @@ def frames_of_times(times_s: NDArray[np.float64], events: list[Event], start_s: 
     last = np.append(first[1:], np.iinfo(np.int64).max)
     which = np.maximum(np.searchsorted(began_s, times_s, side="right") - 1, 0)
     counted = first[which] + np.trunc((times_s - began_s[which]) / cycle_s).astype(np.int64)
-    return np.minimum(counted, last[which])
+    frames: NDArray[Any] = np.minimum(counted, last[which])
+    return frames
 
 
 def _corners_um(numbers: NDArray[Any], metadata: _Metadata, events: list[Event]) -> list[tuple[float, float]]:
