@@ -533,7 +533,7 @@ class TestMemory:
             mosaic.check()
 
     def test_what_the_next_row_will_touch_stays_in_memory(self) -> None:
-        """Of a row of frames: tiles inside it, and those above them, go first; else each frame would wait for the disk."""
+        """Of a row of frames: what is inside it, and above that, goes first; else each frame waits for the disk."""
         outside, shape, step, columns = MemorySources(), (256, 256), 230, 25
         settings = PyramidSettings("<u2", "feather", tile_size=32, feather_px=10)
         pyramid = Pyramid(settings, budget_bytes=4 << 20, placements=outside, frames=outside, tiles=outside)
