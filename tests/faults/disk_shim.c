@@ -28,7 +28,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-/* Calls from number first to last, counted from 1, fail with this errno; 0 kills the process instead. */
+/* Calls from number first to last, counted from 1, fail with this errno; 0 kills the process instead. A negative one: the
+   disk does what it is told, and then says that it failed. */
 void shim_arm(const char *folder, const char *keep, long first, long last, int number) {
     snprintf(root, sizeof root, "%s", folder);
     snprintf(durable, sizeof durable, "%s", keep);
@@ -67,12 +68,18 @@ static int path_of(int fd, char *path, size_t size) {
     return below(path) && !is_passing(path);
 }
 
-static int fails(void) {
+/* What becomes of a call: 0 if it goes on, 1 if it fails, 2 if it is done and then called failed. */
+static int fate(void) {
     long n = __sync_add_and_fetch(&n_calls, 1);
     if (!fail_from || n < fail_from || n > fail_upto) return 0;
     if (!fail_errno) kill(getpid(), SIGKILL);
-    errno = fail_errno;
-    return 1;
+    errno = abs(fail_errno);
+    return fail_errno > 0 ? 1 : 2;
+}
+
+static long called_failed(void) {
+    errno = abs(fail_errno);
+    return -1;
 }
 
 static void copy_name(const char *path, char *name, size_t size) {
@@ -143,12 +150,14 @@ static size_t total(const struct iovec *parts, int n) {
 #define ON_FD(type, name, params, args, nbytes)                  \
     type name params {                                           \
         char path[4096];                                         \
+        int lot = 0;                                             \
         wait_at_gate(fd, "write");                               \
         if (root[0] && path_of(fd, path, sizeof path)) {         \
-            if (fails()) return -1;                              \
+            if ((lot = fate()) == 1) return -1;                  \
             take_time(path, nbytes);                             \
         }                                                        \
-        return REAL(name) args;                                  \
+        type done = REAL(name) args;                             \
+        return lot ? called_failed() : done;                     \
     }
 ON_FD(ssize_t, write, (int fd, const void *data, size_t n), (fd, data, n), n)
 ON_FD(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at), n)
@@ -163,22 +172,46 @@ ON_FD(ssize_t, pwritev64v2, (int fd, const struct iovec *parts, int n, off64_t a
 ON_FD(int, ftruncate, (int fd, off_t size), (fd, size), 0)
 ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size), 0)
 
-#define ON_SYNC(name)                              \
-    int name(int fd) {                             \
-        char path[4096];                           \
-        wait_at_gate(fd, "sync");                  \
+#define ON_SYNC(name)                                    \
+    int name(int fd) {                                   \
+        char path[4096];                                 \
+        int lot = 0;                                     \
+        wait_at_gate(fd, "sync");                        \
         if (root[0] && path_of(fd, path, sizeof path)) { \
-            if (fails()) return -1;                \
-            keep(fd, path);                        \
-        }                                          \
-        return REAL(name)(fd);                     \
+            if ((lot = fate()) == 1) return -1;          \
+            keep(fd, path);                              \
+        }                                                \
+        int done = REAL(name)(fd);                       \
+        return lot ? called_failed() : done;             \
     }
 ON_SYNC(fsync)
 ON_SYNC(fdatasync)
 
+/* A hole may be on the disk at once, with no sync: what was there is gone, whatever names it still. */
+int fallocate(int fd, int mode, off_t at, off_t nbytes) {
+    char path[4096], name[8192];
+    int lot = 0;
+    if (root[0] && path_of(fd, path, sizeof path)) {
+        if ((lot = fate()) == 1) return -1;
+        if (durable[0] && (mode & FALLOC_FL_PUNCH_HOLE)) {
+            copy_name(path, name, sizeof name);
+            pthread_mutex_lock(&lock);
+            int copy = open(name, O_WRONLY);
+            if (copy >= 0) {
+                if (REAL(fallocate)(copy, mode, at, nbytes)) abort();
+                close(copy);
+            }
+            pthread_mutex_unlock(&lock);
+        }
+    }
+    int done = REAL(fallocate)(fd, mode, at, nbytes);
+    return lot ? called_failed() : done;
+}
+
 int rename(const char *from, const char *to) {
+    int lot = 0;
     if (root[0] && below(from)) {
-        if (fails()) return -1;
+        if ((lot = fate()) == 1) return -1;
         if (durable[0]) {
             char old[8192], new[8192];
             copy_name(from, old, sizeof old);
@@ -186,17 +219,20 @@ int rename(const char *from, const char *to) {
             REAL(rename)(old, new);
         }
     }
-    return REAL(rename)(from, to);
+    int done = REAL(rename)(from, to);
+    return lot ? called_failed() : done;
 }
 
 int unlink(const char *path) {
+    int lot = 0;
     if (root[0] && below(path) && !is_passing(path)) {
-        if (fails()) return -1;
+        if ((lot = fate()) == 1) return -1;
         if (durable[0]) {
             char name[8192];
             copy_name(path, name, sizeof name);
             REAL(unlink)(name);
         }
     }
-    return REAL(unlink)(path);
+    int done = REAL(unlink)(path);
+    return lot ? called_failed() : done;
 }

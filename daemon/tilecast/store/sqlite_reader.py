@@ -103,7 +103,8 @@ class SqliteReads(TileReader):
     def tile(self, plane: PlaneKey, key: TileKey) -> StoredTile | None:
         def query(connection: StoreConnection) -> StoredTile | None:
             row = connection.execute(
-                "SELECT t.offset, t.nbytes, t.coverage_nbytes, t.crc32, t.rev FROM planes k JOIN tiles t ON t.plane = k.id"
+                "SELECT t.offset, t.nbytes, t.coverage_nbytes, t.crc32, t.rev"
+                " FROM planes k JOIN tiles t ON t.plane = k.id"
                 " WHERE k.t = ? AND k.c = ? AND k.z = ? AND t.level = ? AND t.row = ? AND t.col = ?",
                 (*plane, *key),
             ).fetchone()
@@ -112,7 +113,7 @@ class SqliteReads(TileReader):
             offset, nbytes, coverage_nbytes, crc32, rev = row
             # Within the transaction: as long as it lasts these bytes stay where they are.
             blob = connection.tile_file.read(Extent(offset, nbytes))
-            if blob_crc32(blob) != crc32:  # else nobody would notice before the next fsck, and parents would take it over
+            if blob_crc32(blob) != crc32:  # else nobody would notice before the next fsck, and parents took it over
                 raise StoreDamagedError(
                     f"the pixels of {key} in {plane} are damaged (wrong checksum); `tilecast fsck --repair` makes them "
                     "anew from the frames that cover them"

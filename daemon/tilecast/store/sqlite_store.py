@@ -295,7 +295,11 @@ class SqliteStore(SqliteReads, TileStore):
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (rev, epoch, commit.t_recv_ns, t_commit_ns, len(commit.tiles), len(commit.gone), n_placements),
             )
-        self._tile_file.keep()
+            # Last of all, and whatever SQLite says next: a COMMIT that fails may be in the log all the same, and a
+            # crash would bring its rows back.
+            self._tile_file.keep()
+            was_tidy, self._is_tidy = self._is_tidy, False
+        self._is_tidy = was_tidy
         self._tile_file.supersede(superseded)
         return CommitResult(rev, epoch, t_commit_ns)
 

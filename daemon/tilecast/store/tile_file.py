@@ -7,8 +7,9 @@ for each tile.
 
 What keeps the two in step:
 
-* The bytes of a commit are on the disk before its transaction begins. A transaction that fails leaves bytes that no row
-  names, and the next commit writes over them.
+* The bytes of a commit are on the disk before its transaction begins. A transaction that fails before its COMMIT leaves
+  bytes that no row names, and the next commit writes over them. Where it is the COMMIT that fails, nobody writes there
+  again: its rows may have reached the write-ahead log before the error, and then a crash brings them back.
 * A tile is never written over. Its new bytes go to the end of the file, and the old ones are *superseded*: given back
   to the file system as a hole once nobody can want them any more. That is when the whole write-ahead log has been
   carried over: then the new rows are in the database file for good, and no reader looks at a state before them (SQLite
@@ -147,7 +148,7 @@ class TileFile:
         return self._end
 
     def keep(self) -> None:
-        """The transaction that names what was appended has succeeded."""
+        """The transaction that names what was appended is about to be committed: from now on it may be there."""
         self._end = self._appended
 
     def supersede(self, extents: Iterable[Extent]) -> None:
