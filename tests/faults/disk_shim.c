@@ -3,7 +3,10 @@
 
    Python calls the functions shim_*; everything else looks as libc does. Only files below one folder are concerned.
    What is at an fsync is copied before the fsync, so that nothing is called durable that was written behind it. The
-   copy is read through the descriptor that is synced: closing one of our own would drop SQLite's locks. */
+   copy is read through the descriptor that is synced: closing one of our own would drop SQLite's locks.
+
+   Python's signal handlers write to a socket on a stack of some 10 kB (faulthandler's), and what lies below that is the
+   heap. So nothing here that is called for other than files has buffers, nor looks a name up. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,7 +29,18 @@ static long slow_bytes_s;
 static struct timespec slow_until;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+/* Looked up once; the first time is long before any signal. */
+#define REAL(name)                                                                    \
+    ({                                                                                \
+        static __typeof__(&name) found;                                               \
+        if (!found) found = (__typeof__(&name))dlsym(RTLD_NEXT, #name);               \
+        found;                                                                        \
+    })
+
+static int is_on_disk(int fd) {
+    struct stat found;
+    return !fstat(fd, &found) && (S_ISREG(found.st_mode) || S_ISDIR(found.st_mode));
+}
 
 /* Calls from number first to last, counted from 1, fail with this errno; 0 kills the process instead. A negative one: the
    disk does what it is told, and then says that it failed. */
@@ -147,15 +161,19 @@ static size_t total(const struct iovec *parts, int n) {
     return nbytes;
 }
 
+/* What becomes of a write to a file, which may have to wait here. */
+__attribute__((noinline)) static int before_write(int fd, size_t nbytes) {
+    char path[4096];
+    int lot = 0;
+    wait_at_gate(fd, "write");
+    if (root[0] && path_of(fd, path, sizeof path) && (lot = fate()) != 1) take_time(path, nbytes);
+    return lot;
+}
+
 #define ON_FD(type, name, params, args, nbytes)                  \
     type name params {                                           \
-        char path[4096];                                         \
-        int lot = 0;                                             \
-        wait_at_gate(fd, "write");                               \
-        if (root[0] && path_of(fd, path, sizeof path)) {         \
-            if ((lot = fate()) == 1) return -1;                  \
-            take_time(path, nbytes);                             \
-        }                                                        \
+        int lot = is_on_disk(fd) ? before_write(fd, nbytes) : 0; \
+        if (lot == 1) return -1;                                 \
         type done = REAL(name) args;                             \
         return lot ? called_failed() : done;                     \
     }
@@ -172,17 +190,20 @@ ON_FD(ssize_t, pwritev64v2, (int fd, const struct iovec *parts, int n, off64_t a
 ON_FD(int, ftruncate, (int fd, off_t size), (fd, size), 0)
 ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size), 0)
 
-#define ON_SYNC(name)                                    \
-    int name(int fd) {                                   \
-        char path[4096];                                 \
-        int lot = 0;                                     \
-        wait_at_gate(fd, "sync");                        \
-        if (root[0] && path_of(fd, path, sizeof path)) { \
-            if ((lot = fate()) == 1) return -1;          \
-            keep(fd, path);                              \
-        }                                                \
-        int done = REAL(name)(fd);                       \
-        return lot ? called_failed() : done;             \
+__attribute__((noinline)) static int before_sync(int fd) {
+    char path[4096];
+    int lot = 0;
+    wait_at_gate(fd, "sync");
+    if (root[0] && path_of(fd, path, sizeof path) && (lot = fate()) != 1) keep(fd, path);
+    return lot;
+}
+
+#define ON_SYNC(name)                                \
+    int name(int fd) {                               \
+        int lot = is_on_disk(fd) ? before_sync(fd) : 0; \
+        if (lot == 1) return -1;                     \
+        int done = REAL(name)(fd);                   \
+        return lot ? called_failed() : done;         \
     }
 ON_SYNC(fsync)
 ON_SYNC(fdatasync)
