@@ -45,7 +45,8 @@ class Disk:
     first, last : int
         The calls that fail, counted from 1; 0 for none.
     errno : int
-        How they fail; 0 ends the process instead, as SIGKILL does.
+        How they fail; 0 ends the process instead, as SIGKILL does. A negative one: they are done, and then said to have
+        failed.
     slow_bytes_s, slow_s : int
         For the first seconds, other files than journals are written no faster than this; 0 for as fast as it goes.
     """

@@ -79,6 +79,26 @@ def fortress() -> Iterator[Fortress]:
             daemon.kill()
 
 
+@pytest.mark.parametrize("name", [*SOCKETS, "ingest.sub"])
+def test_a_daemon_that_others_could_reach_without_a_key_does_not_start(name: str, tmp_path: Path) -> None:
+    """The very command; what is allowed for one socket is allowed for no other."""
+    value = '["tcp://192.0.2.1:5555"]' if name == "ingest.sub" else "tcp://0.0.0.0:*"
+    other = "query" if name != "query" else "notify"
+    command = [sys.executable, "-m", "tilecast", "run", "--set", f"store.path={tmp_path}", "--set", f"{name}={value}"]
+    done = subprocess.run(
+        [*command, "--set", f"allow_plaintext={other}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert name in done.stderr
+    assert "curve" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_who_has_a_key_sends_hears_and_asks(fortress: Fortress) -> None:
     with (
         fortress.client("viewer") as viewer,

@@ -536,7 +536,7 @@ class Daemon:
             problems.append(f"the daemon is {self._state}")
         not_alive = self._why_not_alive()
         problems += not_alive
-        if not self._blend_queue.has_room:
+        if not self._ingester.has_room:
             problems.append("frames come faster than they can be blended; publishers are slowed")
         if self._disk.room() is not Room.OK:
             problems.append(self._disk.sentence)
@@ -852,10 +852,9 @@ class _Pipeline:
         self._queue = queue
         self._notifier = notifier
 
-    @property
-    def has_room(self) -> bool:
+    def has_room_for(self, nbytes: int) -> bool:
         """Whether the blender keeps up."""
-        return self._queue.has_room
+        return self._queue.has_room_for(nbytes)
 
     def opened(self, run: Run) -> None:
         """A run was made or loaded."""
