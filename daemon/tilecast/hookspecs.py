@@ -212,6 +212,9 @@ class Feed(Protocol):
     instrument: str
     """The option `instrument`."""
 
+    store: Path
+    """The folder of the runs (`store.path`), to read them through `tilecast.reading`."""
+
     @property
     def folder(self) -> Path:
         """A folder of this plugin's own, beside the runs, for what it must know after a restart; made when asked for.

@@ -65,6 +65,7 @@ _MAX_WAITING_TILES: Final = 200_000  # in commits that one plugin has not been t
 _MAX_VIEWS: Final = 16  # of one frame
 _MOST_SHOWN: Final = 80  # characters of an argument in the trace
 _MOST_TOLD: Final = 2000  # characters of what a source says of itself
+_KEPT: Final = ".plugins"  # in the folder of the runs: what plugins keep
 _LONGEST_WAIT_S: Final = 60.0  # before a source that failed is started again
 _ARRAY_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 
@@ -715,16 +716,16 @@ class SourceThreads:
         They are asked for their sources at once.
     instrument : str
         The option `instrument`.
-    folder : Path
-        Where each plugin gets a folder of its own, for what it must know after a restart.
+    store : Path
+        The folder of the runs. In it each plugin gets a folder of its own, for what it must know after a restart.
     wait_s : float
         How long after the first failure a source is started again.
     """
 
-    def __init__(self, plugins: Plugins, instrument: str, folder: Path, *, wait_s: float = 1.0) -> None:
+    def __init__(self, plugins: Plugins, instrument: str, store: Path, *, wait_s: float = 1.0) -> None:
         self._stop = threading.Event()
         self._sources = [
-            _Source(plugins, plugin, source, instrument, folder / plugin, self._stop, wait_s)
+            _Source(plugins, plugin, source, instrument, store, self._stop, wait_s)
             for plugin, source in plugins.message_sources(instrument)
         ]
 
@@ -767,13 +768,13 @@ class _Source:
         plugin: str,
         source: MessageSource,
         instrument: str,
-        folder: Path,
+        store: Path,
         stop: threading.Event,
         wait_s: float,
     ) -> None:
         self.endpoint = ""
         self.instrument = instrument
-        self._folder = folder
+        self.store = store
         self._plugins = plugins
         self._plugin = plugin
         self._source = source
@@ -792,8 +793,9 @@ class _Source:
     @property
     def folder(self) -> Path:
         """See `hookspecs.Feed`."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return self._folder
+        folder = self.store / _KEPT / self._plugin
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def publisher(self, stream: str, **options: Any) -> Publisher:
         """See `hookspecs.Feed`."""

@@ -275,7 +275,7 @@ class TestSources:
             assert threads.close(30)
         assert (told["state"], told["n_failures"], told["again_in_s"]) == ("running", 1, None)
         assert told["told"] == {"n_taken": 3, "last": "a.tif"}
-        assert (tmp_path / "s" / "was here").exists()
+        assert (tmp_path / ".plugins" / "s" / "was here").exists()
 
 
 class TestHanging:

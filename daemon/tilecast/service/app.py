@@ -292,7 +292,7 @@ class Daemon:
         self._sources.start(self._feed)
 
     def _has_sources(self) -> bool:
-        self._sources = SourceThreads(self._plugins, self._config.instrument, self._root / ".plugins")
+        self._sources = SourceThreads(self._plugins, self._config.instrument, self._root)
         return len(self._sources) > 0
 
     def _verified(self) -> None:

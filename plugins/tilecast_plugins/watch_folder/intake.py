@@ -208,13 +208,13 @@ class Intake:
             if known.next_frame and state is None:
                 log.warning("run is not there any more; another one is begun", run=known.run, folder=str(self._folder))
                 self._record.end(known.run)
-            elif state is not None and state[0] in ("ended", "sealed"):
+                continue
+            if state is not None:
                 self._settle(known.run, state[1])
+            if state is not None and state[0] in ("ended", "sealed") and not self._is_sending(known.run):
                 self._record.end(known.run)
-            else:
+            else:  # into one that has ended what was on its way may still come, late
                 self._runs[known.subject] = _Open(known, self._now_s())
-                if state is not None:
-                    self._settle(known.run, state[1])
         self._resend()
 
     def turn(self) -> None:
@@ -402,6 +402,7 @@ class Intake:
                 taken.append(replace(file, state="taken"))
         self._note(taken)
         self.n_taken += len(taken)
+        log.debug("files are taken", folder=str(self._folder), n=len(taken), n_in_all=self.n_taken)
         for file in taken:
             self._waiting.remove(file.name)
         for file, why in failed:
@@ -422,15 +423,15 @@ class Intake:
         for file in self._record.sending():
             run = next((run for run in self._runs.values() if run.known.run == file.run), None)
             path = self._folder / file.name
+            file = replace(file, stamp=stamp_of(path) or file.stamp)
             try:
-                if run is None or stamp_of(path) != file.stamp:
-                    raise InputError(f"it was changed or taken away before frame {file.frame} was safe in {file.run}")
                 source = open_image(path)
-                if _crc32(source) != file.crc32:
-                    raise InputError(f"it was changed before frame {file.frame} was safe in {file.run}")
+                if run is None or _crc32(source) != file.crc32:
+                    raise InputError("it has other pixels now")
                 self._make_sure_of(run)
             except (InputError, OSError) as error:
-                self._reject(file, str(error))
+                why = f"it was changed or taken away before frame {file.frame} was safe in run {file.run}: {error}"
+                self._reject(file, why)
                 continue
             except RunRefusedError as refusal:
                 self._hold(str(refusal))
@@ -452,6 +453,9 @@ class Intake:
         ]
         self._note(there)
         self.n_taken += len(there)
+
+    def _is_sending(self, run: str) -> bool:
+        return any(file.run == run for file in self._record.sending())
 
     def _hold(self, why: str) -> None:
         """Wait before anything is sent again."""
@@ -526,7 +530,7 @@ class Intake:
                 self._record.note([KnownFile(_end_of(subject), marked[subject], "skipped")])
             self._record.end(run.known.run)
             del self._runs[subject]
-            log.info("run of a folder has ended", run=run.known.run, n_frames=run.known.next_frame)
+            log.info("run of a folder has ended", run=run.known.run, n_sent=run.known.next_frame)
 
 
 def _end_of(subject: str) -> str:

@@ -174,7 +174,7 @@ class Positions:
             else:
                 share = 1 - self._options.overlap_percent / 100
                 step = width * share, height * share
-            xy, unit = (float(fields["col"]) * step[0], float(fields["row"]) * step[1]), "px"
+            xy = float(fields["col"]) * step[0], float(fields["row"]) * step[1]
             return centre_um(xy, "px", "corner", geometry.affine, source.shape)
         xy = float(fields[pair[0]]), float(fields[pair[1]])
         return self._centre(xy, "um" if pair == ("x_um", "y_um") else "px", "the pattern", source, geometry)

@@ -23,6 +23,7 @@ from watchdog.observers.api import BaseObserver
 from watchdog.observers.polling import PollingObserver
 
 from tilecast.hookspecs import Feed
+from tilecast.reading import StoreError, open_run, run_folder
 from tilecast_plugins.watch_folder.intake import Intake, RunRefusedError, StoppedError
 from tilecast_plugins.watch_folder.options import WatchFolderOptions
 from tilecast_plugins.watch_folder.record import Plane, Record
@@ -140,7 +141,7 @@ class FolderSource:
             self._options.stream, src=f"watch-{key}", timeout_s=_TURN_S, on_rejected=on_rejected
         )
         with closing(Record(feed.folder / f"{key}.sqlite")) as record, closing(alarm):
-            outlet = PublisherOutlet(publisher, refused, lock, stop)
+            outlet = PublisherOutlet(publisher, feed.store, refused, lock, stop)
             intake = Intake(self._folder, self._options, record, outlet, rejected_list, stop=stop)
             with suppress(StoppedError):
                 outlet.connect()
@@ -201,6 +202,8 @@ class PublisherOutlet:
     ----------
     publisher : Publisher
         One that waits no longer than it may take to stop.
+    store : Path
+        The folder of the runs.
     refused : dict
         To which its `on_rejected` adds what was refused, under `lock`.
     lock : Lock
@@ -210,11 +213,13 @@ class PublisherOutlet:
     def __init__(
         self,
         publisher: Publisher,
+        store: Path,
         refused: dict[tuple[str, int], tuple[str, str]],
         lock: threading.Lock,
         stop: threading.Event,
     ) -> None:
         self._publisher = publisher
+        self._store = store
         self._refused = refused
         self._lock = lock
         self._stop = stop
@@ -229,7 +234,13 @@ class PublisherOutlet:
 
     def known(self, run: str) -> tuple[str, Sequence[tuple[int, int]]] | None:
         """See `Outlet`."""
-        return self._known.get(run)
+        if run in self._known or not run_folder(self._store, run).is_dir():
+            return self._known.get(run)
+        try:  # one that the daemon has not loaded, because nothing happened in it for a while
+            with open_run(self._store, run) as reader:
+                return reader.info().state, ()
+        except StoreError:
+            return "unknown", ()
 
     def start(self, run: str, start: Mapping[str, Any]) -> None:
         """See `Outlet`."""
