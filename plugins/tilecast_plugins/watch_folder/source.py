@@ -80,8 +80,8 @@ class Alarm(FileSystemEventHandler):
         is_polling = self._how == "polling" or (self._how == "auto" and needs_polling(folder))
         kinds = (True,) if is_polling else (False,) if self._how == "native" else (False, True)
         for polls in kinds:
-            observer: BaseObserver = PollingObserver(timeout=self._poll_s) if polls else Observer()
             try:
+                observer: BaseObserver = PollingObserver(timeout=self._poll_s) if polls else Observer()
                 observer.schedule(self, str(folder), recursive=self._subfolders)
                 observer.start()
             except OSError as error:  # no more inotify watches
