@@ -223,7 +223,9 @@ def _check_complete(tiff: tifffile.TiffFile, path: Path) -> None:
         page = page.aspage()
         ends = [begin + count for begin, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if not ends or 0 in page.dataoffsets or 0 in page.databytecounts or max(ends) > nbytes:
-            raise InputError(f"page {number} of {path} is not complete: pixels are missing; was the writer interrupted?")
+            raise InputError(
+                f"page {number} of {path} is not complete: pixels are missing; was the writer interrupted?"
+            )
 
 
 def _check_alone(xml: str, path: Path) -> None:

@@ -120,9 +120,7 @@ def _parse_json(path: Path, text: str) -> Table:
     except ValueError as cause:
         raise InputError(f"{path} is not JSON: {cause}") from cause
     if isinstance(found, dict):
-        found = [
-            {"file": name, **(value if isinstance(value, dict) else {"": value})} for name, value in found.items()
-        ]
+        found = [{"file": name, **(value if isinstance(value, dict) else {"": value})} for name, value in found.items()]
     if not isinstance(found, list) or not all(isinstance(row, dict) and row for row in found):
         raise InputError(
             f'{path}: expected a list of objects as [{{"file": "a.tif", "x_um": 0, "y_um": 0}}], or an object '

@@ -151,17 +151,13 @@ class Positions:
             return "ome"
         return "table"
 
-    def _from_ome(
-        self, path: Path, source: ImageSource, geometry: Geometry, tcz: tuple[Tcz, ...]
-    ) -> tuple[Plane, ...]:
+    def _from_ome(self, path: Path, source: ImageSource, geometry: Geometry, tcz: tuple[Tcz, ...]) -> tuple[Plane, ...]:
         if source.info.positions_um is None:
             raise InputError(f"{path.name} tells no position: {source.info.without_positions or 'it has no OME-XML'}")
         if source.info.px_um is None and not self._options.px_um:
             raise InputError(f"{path.name} tells its position in µm, and not the size of a pixel: set {spell('px-um')}")
         anchor: Anchor = "centre" if self._options.anchor == "auto" else self._options.anchor
-        centres = [
-            centre_um((x, y), "um", anchor, geometry.affine, source.shape) for x, y in source.info.positions_um
-        ]
+        centres = [centre_um((x, y), "um", anchor, geometry.affine, source.shape) for x, y in source.info.positions_um]
         return tuple(Plane(at, plane) for at, plane in zip(centres, tcz, strict=True))
 
     def _from_name(

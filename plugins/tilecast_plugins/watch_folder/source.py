@@ -137,9 +137,7 @@ class FolderSource:
                     refused[rejected.run, rejected.frame] = rejected.reason, rejected.message
 
         alarm = Alarm(self._options.observer, self._options.poll_s, subfolders=self._options.subfolders)
-        publisher = feed.publisher(
-            self._options.stream, src=f"watch-{key}", timeout_s=_TURN_S, on_rejected=on_rejected
-        )
+        publisher = feed.publisher(self._options.stream, src=f"watch-{key}", timeout_s=_TURN_S, on_rejected=on_rejected)
         with closing(Record(feed.folder / f"{key}.sqlite")) as record, closing(alarm):
             outlet = PublisherOutlet(publisher, feed.store, refused, lock, stop)
             intake = Intake(self._folder, self._options, record, outlet, rejected_list, stop=stop)
@@ -256,9 +254,7 @@ class PublisherOutlet:
     def image(self, run: str, frame: int, pixels: NDArray[Any], plane: Plane, user: Mapping[str, Any]) -> None:
         """See `Outlet`."""
         self._patiently(
-            lambda: self._publisher.image(
-                pixels, run=run, frame=frame, pos_um=plane.pos_um, tcz=plane.tcz, user=user
-            )
+            lambda: self._publisher.image(pixels, run=run, frame=frame, pos_um=plane.pos_um, tcz=plane.tcz, user=user)
         )
 
     def flush(self) -> dict[tuple[str, int], tuple[str, str]]:

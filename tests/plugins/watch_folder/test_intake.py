@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from folder_writers import encoded, write_renamed
+from tilecast.testing.frames import describe
 from tilecast_plugins.watch_folder.intake import Intake, RunRefusedError, StoppedError
 from tilecast_plugins.watch_folder.options import WatchFolderOptions
 from tilecast_plugins.watch_folder.record import Plane, Record
-from tilecast.testing.frames import describe
 
 SHAPE = (16, 24)
 PATTERN = "img_{row:d}_{col:d}.npy"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tilecast.service.config import load
 from tilecast.errors import ConfigError
+from tilecast.service.config import load
 
 
 def refusal(folder: Path, *lines: str) -> str:
