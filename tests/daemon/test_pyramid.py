@@ -819,3 +819,35 @@ class TestPlantedBugs:
             if i == 256:
                 assert mosaic.problems() == []
         assert mosaic.problems()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_pyramid_that_nobody_has_any_more_leaves_no_pixel_in_memory(budget: str) -> None:
+    """At once, not when Python next looks for circles: a daemon would hold a whole budget for each run that ended."""
+    outside = MemorySources()
+    mosaic = Pyramid(
+        PyramidSettings("<u2", "feather", 16),
+        budget_bytes=BUDGETS[budget],
+        placements=outside,
+        frames=outside,
+        tiles=outside,
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        for i, (row, col) in enumerate(serpentine(3, 3, (20, 25))):
+            frame = placed(i, row, col, (24, 30))
+            outside.frames[frame.id] = noise(i, (24, 30), "<u2")
+            mosaic.add(frame, outside.frames[frame.id])
+            batch = mosaic.flush()
+            assert batch is not None
+            outside.commit(batch)
+            mosaic.committed(batch.number)
+        del batch
+        tiles = [weakref.ref(tile.pixels) for tile in mosaic._tiles.values() if tile.pixels is not None]
+        held, outside = weakref.ref(mosaic), MemorySources()
+        del mosaic
+        assert held() is None
+        assert [tile for tile in tiles if tile() is not None] == []
+    finally:
+        gc.enable()
