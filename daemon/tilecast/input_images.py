@@ -1,9 +1,9 @@
 """The frames of somebody's own scan: a folder of TIFF or PNG files, an OME-TIFF, an `.npz`; or one image file.
 
-What `tilecast send` reads, and, file by file (`open_image`), the plugin that watches folders. A source knows how many frames there are and gives them one at a time, so that a scan larger
-than memory can be sent; an `.npz` is unpacked as it is read. It gives pixels as they are, row-major, of a type that the
-protocol has; whatever would need a decision (a colour, a double) is refused, with what to do about it. Where a frame
-lies is the business of `tilecast.inputs`; what the files themselves say about that (OME-XML) is handed on as
+What `tilecast send` reads, and, file by file (`open_image`), the plugin that watches folders. A source knows how many
+frames there are and gives them one at a time, so that a scan larger than memory can be sent; an `.npz` is unpacked as
+it is read. It gives pixels as they are, row-major, of a type that the protocol has; whatever would need a decision (a
+colour, a double) is refused, with what to do about it. Where a frame lies is the business of `tilecast.inputs`; what the files themselves say about that (OME-XML) is handed on as
 `SourceInfo`.
 
     source = open_images(Path("scan.ome.tif"))

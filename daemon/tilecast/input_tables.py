@@ -169,8 +169,8 @@ def choose_columns(
             )
         if told_apart and None not in in_um:
             raise InputError(
-                f"{table.path} has positions in pixels and in µm: which do {spell('anchor')} and {spell('flip-y')} speak "
-                f"of? Add {spell('columns', 'x_px,y_px')} or {spell('columns', 'x_um,y_um')}"
+                f"{table.path} has positions in pixels and in µm: which do {spell('anchor')} and {spell('flip-y')} "
+                f"speak of? Add {spell('columns', 'x_px,y_px')} or {spell('columns', 'x_um,y_um')}"
             )
         return (in_px[0], in_px[1]), "px"
     names: list[str] = []

@@ -356,7 +356,7 @@ class Plugins:
         return self._max_failures
 
     def source_failed(self, plugin: str, source: str, exc: BaseException) -> None:
-        """Count what ended a source. Its plugin is not disabled: how often it is started again, `SourceThreads` knows."""
+        """Count what ended a source. Its plugin is not disabled for it: `SourceThreads` knows when to give up."""
         self._raised(plugin, f"source {source}", exc, disables=False)
 
     def tell(self, news: Committed | RunEnded, plugin: str | None = None) -> None:

@@ -59,7 +59,7 @@ def test_planes_of_an_ome_tiff(tmp_path: Path) -> None:
     tifffile.imwrite(path, np.stack([PIXELS, PIXELS + 1]), metadata={"axes": "ZYX"})
     source = open_image(path)
     assert source.info.tcz == ((0, 0, 0), (0, 0, 1))
-    np.testing.assert_array_equal(list(source.read([1]))[0], PIXELS + 1)
+    np.testing.assert_array_equal(next(iter(source.read([1]))), PIXELS + 1)
 
 
 def test_one_of_a_set_is_refused(tmp_path: Path) -> None:

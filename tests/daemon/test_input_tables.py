@@ -9,16 +9,19 @@ import pytest
 from tilecast.input_tables import choose_columns, number_in, plane_in, read_table
 from tilecast.inputs import InputError
 
+ROW_A = '{"file": "a.tif", "x_px": 0, "y_px": 1.5, "c": 0}'
+ROW_B = '{"file": "b.tif", "x_px": 10, "y_px": 2, "c": 1}'
+
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("p.csv", "file;x_px;y_px;c\na.tif;0;1.5;0\nb.tif;10;2;1\n"),
-        ("p.json", '[{"file": "a.tif", "x_px": 0, "y_px": 1.5, "c": 0}, {"file": "b.tif", "x_px": 10, "y_px": 2, "c": 1}]'),
+        ("p.json", f"[{ROW_A}, {ROW_B}]"),
         ("p.json", '{"a.tif": {"x_px": 0, "y_px": 1.5, "c": 0}, "b.tif": {"x_px": 10, "y_px": 2, "c": 1}}'),
-        ("p.jsonl", '{"file": "a.tif", "x_px": 0, "y_px": 1.5, "c": 0}\n\n{"file": "b.tif", "x_px": 10, "y_px": 2, "c": 1}\n'),
+        ("p.jsonl", f"{ROW_A}\n\n{ROW_B}\n"),
     ],
-)  # fmt: skip
+)
 def test_all_ways_to_write_one(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     table = read_table(tmp_path / name)

@@ -48,7 +48,7 @@ def stamp_of(path: Path) -> Stamp | None:
 def _images_in(folder: Path, prefix: str) -> Iterator[tuple[str, Stamp]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+            if entry.name.startswith(".") or Path(entry.name).suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             try:
                 if entry.is_file():

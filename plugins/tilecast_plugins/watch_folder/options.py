@@ -117,8 +117,8 @@ class WatchFolderOptions(PluginOptions):
         told = compile_pattern(self.pattern).position if self.pattern else None
         if self.positions == "name" and told is None:
             raise ValueError(
-                'plugins.watch_folder.positions = "name" needs a pattern with row and col, x_um and y_um, or x_px and y_px; '
-                f"got pattern = {self.pattern!r}"
+                'plugins.watch_folder.positions = "name" needs a pattern with row and col, x_um and y_um, or x_px and '
+                f"y_px; got pattern = {self.pattern!r}"
             )
         from_name = self.positions == "name" or (self.positions == "auto" and told is not None)
         if from_name and told == ("x_um", "y_um") and self.anchor == "auto":

@@ -6,11 +6,10 @@ does not tell yet it may tell later; so there are two ways to have no position, 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tilecast.inputs import (
     FILE_COLUMNS,
@@ -120,8 +119,9 @@ class Positions:
         if origin == "ome":
             return self._from_ome(path, source, geometry, tcz)
         if origin == "name":
-            assert self._pattern is not None and self._pattern.position is not None
-            at = self._from_name(fields, self._pattern.position, source, geometry)
+            pair = self._pattern.position if self._pattern else None
+            assert pair is not None, "the options are checked"
+            at = self._from_name(fields, pair, source, geometry)
         else:
             at, told_tcz = self._from_table(path, fields, source, geometry)
             if told_tcz is not None and not source.info.tcz:
@@ -257,7 +257,7 @@ class Positions:
         try:
             if column is not None:
                 for row, cells in enumerate(table.rows):
-                    _add(read, table, os.path.basename(cells[column].replace("\\", "/")), row)
+                    _add(read, table, PurePosixPath(cells[column].replace("\\", "/")).name, row)
             elif "frame" in by_lower and self._pattern is not None and "frame" in self._pattern.fields:
                 for row in range(len(table.rows)):
                     _add(read, table, whole_number_in(table, row, by_lower["frame"]), row)

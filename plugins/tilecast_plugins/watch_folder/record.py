@@ -21,7 +21,8 @@ State: TypeAlias = Literal["sending", "taken", "rejected", "skipped"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
-    run TEXT PRIMARY KEY, subject TEXT NOT NULL, start TEXT NOT NULL, next_frame INTEGER NOT NULL, ended INTEGER NOT NULL
+    run TEXT PRIMARY KEY, subject TEXT NOT NULL, start TEXT NOT NULL, next_frame INTEGER NOT NULL,
+    ended INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS files (
     name TEXT PRIMARY KEY, nbytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, state TEXT NOT NULL,

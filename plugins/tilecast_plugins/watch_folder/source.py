@@ -145,11 +145,11 @@ class FolderSource:
                 outlet.connect()
                 intake.resume()
                 while not stop.is_set():
-                    self._turn(intake, alarm, feed, rejected_list)
+                    self._turn(intake, alarm, feed, rejected_list, stop)
         with suppress(DisconnectedError):
             publisher.close()
 
-    def _turn(self, intake: Intake, alarm: Alarm, feed: Feed, rejected_list: Path) -> None:
+    def _turn(self, intake: Intake, alarm: Alarm, feed: Feed, rejected_list: Path, stop: threading.Event) -> None:
         """Look once, say how it is, and wait for the next reason to look."""
         trouble = ""
         try:

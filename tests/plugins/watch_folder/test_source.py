@@ -21,7 +21,7 @@ PATIENCE_S = 30.0
 )
 def test_network_shares_are_polled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, polls: bool) -> None:
     mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype=kind)]
-    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)  # noqa: ARG005 - as psutil's
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
     (tmp_path / "in").mkdir()
     assert needs_polling(tmp_path / "in") is polls
     assert needs_polling(tmp_path.parent) is False

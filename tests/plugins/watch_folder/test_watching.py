@@ -1,4 +1,4 @@
-"""A real daemon, and programs that write into the folders that it watches: what is recorded, once, and where it lies."""
+"""A real daemon, and programs that write into the folders that it watches: what is recorded, and where it lies."""
 
 from __future__ import annotations
 
