@@ -20,7 +20,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -221,6 +221,19 @@ def open_image(path: Path) -> ImageSource:
     for _ in source.read(range(source.n_frames)):
         pass
     return source
+
+
+def frame_of(source: ImageSource, frame: int) -> ImageSource:
+    """One frame of a source, and what is known of it, as a source by itself; raises InputError if it cannot be read."""
+    info = source.info
+    only = replace(
+        info,
+        names=info.names[frame : frame + 1],
+        tcz=info.tcz[frame : frame + 1],
+        positions_um=None if info.positions_um is None else (info.positions_um[frame],),
+    )
+    path = source.path / info.names[frame] if info.names else source.path
+    return _OneImage(path, next(iter(source.read([frame]))), only)
 
 
 def _check_complete(tiff: tifffile.TiffFile, path: Path) -> None:

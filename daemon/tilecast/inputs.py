@@ -32,10 +32,12 @@ from tilecast.input_images import (
     ImageSource,
     InputError,
     SourceInfo,
+    frame_of,
     natural_key,
     open_image,
     open_images,
 )
+from tilecast.input_pyme import open_pyme
 from tilecast.input_tables import (
     FILE_COLUMNS,
     Affine,
@@ -66,9 +68,11 @@ __all__ = [
     "Unit",
     "centre_um",
     "choose_columns",
+    "frame_of",
     "natural_key",
     "number_in",
     "open_image",
+    "open_pyme",
     "open_scan",
     "parse_table",
     "plane_in",

@@ -28,7 +28,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from tilecast.inputs import ImageSource, InputError, natural_key, open_image
+from tilecast.inputs import ImageSource, InputError, natural_key
 from tilecast_plugins.watch_folder.listing import (
     REJECTED_FOLDER,
     TAKEN_FOLDER,
@@ -182,6 +182,8 @@ class Intake:
         self._warned: set[str] = set()
         self._runs: dict[str, _Open] = {}
         self._retry_at_s = 0.0
+        self._news_s = now_s()
+        self._n_read = 0
         record.forget_rejected()
 
     @property
@@ -234,7 +236,9 @@ class Intake:
         if self._record.is_new:
             self._first_look(found)
         now_s = self._now_s()
-        self._waiting.update({name: stamp for name, stamp in found.items() if self._is_new(name, stamp)}, now_s)
+        new = {name: stamp for name, stamp in found.items() if self._is_new(name, stamp)}
+        if self._waiting.update(new, now_s) or self._positions.n_read != self._n_read:
+            self._news_s, self._n_read = now_s, self._positions.n_read
         self._known = {name: file for name, file in self._known.items() if name in found}
         if now_s >= self._retry_at_s:
             self.trouble = ""
@@ -318,10 +322,10 @@ class Intake:
         if why := self._positions.lacks(path):
             return self._later(name, stamp, why)
         try:
-            source = open_image(path)
+            source = self._positions.open(path)
             crc32 = _crc32(source)
         except (InputError, OSError) as error:
-            return self._later(name, stamp, str(error))
+            return self._later(name, stamp, str(error), may_come=False)
         if (after := stamp_of(path)) != stamp:
             self._waiting.changed(name, after, self._now_s())
             return None
@@ -348,12 +352,17 @@ class Intake:
         run.known.next_frame += len(planes)
         return file, source
 
-    def _later(self, name: str, stamp: Stamp, why: str) -> None:
-        """Look into a file again after a while; set it aside if it has not changed for too long."""
+    def _later(self, name: str, stamp: Stamp, why: str, *, may_come: bool = True) -> None:
+        """Look into a file again after a while; set it aside if it has not changed for too long.
+
+        If what it lacks may come from elsewhere (its position), nothing else must have come for so long either.
+        """
         now_s = self._now_s()
         if (after := stamp_of(self._folder / name)) != stamp:
             self._waiting.changed(name, after, now_s)
-        elif self._waiting.put_off(name, why, now_s) >= self._options.give_up_s:
+            return
+        unchanged_s = self._waiting.put_off(name, why, now_s)
+        if (min(unchanged_s, now_s - self._news_s) if may_come else unchanged_s) >= self._options.give_up_s:
             self._reject(KnownFile(name, stamp, "rejected"), why)
 
     def _reject(self, file: KnownFile, why: str) -> None:
@@ -425,7 +434,7 @@ class Intake:
             path = self._folder / file.name
             file = replace(file, stamp=stamp_of(path) or file.stamp)
             try:
-                source = open_image(path)
+                source = self._positions.open(path)
                 if run is None or _crc32(source) != file.crc32:
                     raise InputError("it has other pixels now")
                 self._make_sure_of(run)

@@ -106,14 +106,16 @@ class WaitingRoom:
         """When the next file may be looked into."""
         return min(file.try_at_s for file in self._files.values())
 
-    def update(self, found: Mapping[str, Stamp], now_s: float) -> None:
-        """Take note of the files that are there and not taken; others are forgotten."""
+    def update(self, found: Mapping[str, Stamp], now_s: float) -> bool:
+        """Take note of the files that are there and not taken; others are forgotten. True if one is new, or changed."""
         files: dict[str, Waiting] = {}
         for name, stamp in found.items():
             before = self._files.get(name)
             unchanged = before is not None and before.stamp == stamp
             files[name] = before if before and unchanged else Waiting(stamp, now_s, now_s + self._settle_s)
+        news = any(file.since_s == now_s for file in files.values())
         self._files = files
+        return news
 
     def ready(self, now_s: float) -> list[str]:
         """Files that may be looked into."""

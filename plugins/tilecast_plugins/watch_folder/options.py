@@ -21,8 +21,8 @@ class WatchFolderOptions(PluginOptions):
     pattern: str = option(
         "", "What file names tell, as img_{row:d}_{col:d}.tif or as a regular expression with named groups."
     )
-    positions: Literal["auto", "table", "ome", "name"] = option(
-        "auto", "Where positions are from. auto: the name if its pattern tells them, else a table, else OME-XML."
+    positions: Literal["auto", "table", "ome", "name", "pyme"] = option(
+        "auto", "Where positions are from. auto: names if the pattern tells them, else a table, else OME-XML or PYME."
     )
     tables: Texts = option(
         ("positions.csv", "positions.json", "positions.jsonl"),
@@ -44,7 +44,10 @@ class WatchFolderOptions(PluginOptions):
     order: Literal["name", "time"] = option("name", "In which order files are taken that are there together.")
     settle_ms: float = option(500.0, "A file that has not grown for so long may be whole.", unit="ms", gt=0)
     give_up_s: float = option(
-        30.0, "A file that cannot be read, or has no position, is set aside after this long.", unit="s", gt=0
+        30.0,
+        "A file that cannot be read is set aside after this long; one without a position, when nothing came for so long.",
+        unit="s",
+        gt=0,
     )
     observer: Literal["auto", "native", "polling"] = option(
         "auto", "How changes are noticed. auto: by polling on network shares, natively elsewhere."

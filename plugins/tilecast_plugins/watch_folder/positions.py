@@ -1,4 +1,4 @@
-"""Where the frames of a file lie: from its name, a table beside it, or its OME-XML.
+"""Where the frames of a file lie: from its name, a table beside it, its OME-XML, or the events of a PYME series.
 
 A table may still grow while the scan goes on: it is read again when it has changed, up to its last whole line. What it
 does not tell yet it may tell later; so there are two ways to have no position, `NoPositionYetError` and `InputError`.
@@ -22,16 +22,21 @@ from tilecast.inputs import (
     Unit,
     centre_um,
     choose_columns,
+    frame_of,
     number_in,
+    open_image,
+    open_pyme,
     parse_table,
     plane_in,
     whole_number_in,
 )
+from tilecast_plugins.watch_folder.listing import stamp_of
 from tilecast_plugins.watch_folder.names import Pattern, compile_pattern
 from tilecast_plugins.watch_folder.options import WatchFolderOptions
 from tilecast_plugins.watch_folder.record import Plane, Stamp
 
 _OPTION = "plugins.watch_folder."
+_PYME_FILES = ("metadata.json", "events.json")
 
 
 class NoPositionYetError(InputError):
@@ -81,6 +86,11 @@ class Positions:
     options : WatchFolderOptions
     now_s : callable
         A clock that never goes back.
+
+    Attributes
+    ----------
+    n_read : int
+        How often a table, or the events of a series, were read because they had changed.
     """
 
     def __init__(self, options: WatchFolderOptions, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -88,11 +98,40 @@ class Positions:
         self._now_s = now_s
         self._pattern = compile_pattern(options.pattern) if options.pattern else None
         self._tables: dict[Path, tuple[_ReadTable, float]] = {}
+        self._series: dict[Path, tuple[object, ImageSource]] = {}
+        self.n_read = 0
 
     @property
     def pattern(self) -> Pattern | None:
         """What names are read with."""
         return self._pattern
+
+    def open(self, path: Path) -> ImageSource:
+        """Read a file; one of a PYME series as PYME means it.
+
+        Raises
+        ------
+        InputError
+            It cannot be read.
+        OSError
+            It is not there.
+        """
+        if not self._is_of_pyme(path):
+            return open_image(path)
+        stamps = tuple(stamp_of(path.parent / name) for name in _PYME_FILES)
+        known = self._series.get(path.parent)
+        if known is None or known[0] != stamps or path.name not in known[1].info.names:
+            known = self._series[path.parent] = stamps, open_pyme(path.parent)
+            self.n_read += 1
+        names = known[1].info.names
+        if path.name not in names:
+            raise InputError(f"{path.name} is no frame of the scan: it lies before Protocol.DataStartsAt")
+        return frame_of(known[1], names.index(path.name))
+
+    def _is_of_pyme(self, path: Path) -> bool:
+        if path.suffix.lower() != ".pzf" or self._options.positions not in ("auto", "pyme"):
+            return False
+        return (path.parent / _PYME_FILES[0]).is_file()
 
     def geometry(self, source: ImageSource) -> Geometry:
         """Of a run that begins with this file."""
@@ -116,8 +155,8 @@ class Positions:
         own_tcz = tuple(int(fields.get(axis, 0)) for axis in "tcz")
         tcz = source.info.tcz or ((own_tcz[0], own_tcz[1], own_tcz[2]),) * source.n_frames
         origin = self._origin(path, source)
-        if origin == "ome":
-            return self._from_ome(path, source, geometry, tcz)
+        if origin in ("ome", "pyme"):
+            return self._from_file(path, source, geometry, tcz)
         if origin == "name":
             pair = self._pattern.position if self._pattern else None
             assert pair is not None, "the options are checked"
@@ -131,11 +170,12 @@ class Positions:
     def lacks(self, path: Path) -> str:
         """Why a file has no position yet, as far as that can be said without reading it; empty if it may have one."""
         told_by_name = self._pattern is not None and self._pattern.position is not None
-        if self._options.positions not in ("auto", "table") or (self._options.positions == "auto" and told_by_name):
+        if self._options.positions in ("ome", "name") or (self._options.positions == "auto" and told_by_name):
             return ""
-        where = self._table_path(path)
+        where = None if self._options.positions == "pyme" else self._table_path(path)
         if where is None:
-            return ""
+            events = path.parent / _PYME_FILES[1]
+            return f"{events.name} is not there yet" if self._is_of_pyme(path) and not events.is_file() else ""
         read = self._read(where)
         fields = (self._pattern.read(path.name) if self._pattern else None) or {}
         if read.table is None or path.name in read.rows or fields.get("frame") in read.rows:
@@ -151,12 +191,15 @@ class Positions:
             return "ome"
         return "table"
 
-    def _from_ome(self, path: Path, source: ImageSource, geometry: Geometry, tcz: tuple[Tcz, ...]) -> tuple[Plane, ...]:
+    def _from_file(
+        self, path: Path, source: ImageSource, geometry: Geometry, tcz: tuple[Tcz, ...]
+    ) -> tuple[Plane, ...]:
         if source.info.positions_um is None:
-            raise InputError(f"{path.name} tells no position: {source.info.without_positions or 'it has no OME-XML'}")
+            why = source.info.without_positions or "it has neither OME-XML nor PYME's metadata.json beside it"
+            raise InputError(f"nothing tells where {path.name} lies: {why}")
         if source.info.px_um is None and not self._options.px_um:
             raise InputError(f"{path.name} tells its position in µm, and not the size of a pixel: set {spell('px-um')}")
-        anchor: Anchor = "centre" if self._options.anchor == "auto" else self._options.anchor
+        anchor: Anchor = source.info.positions_anchor if self._options.anchor == "auto" else self._options.anchor
         centres = [centre_um((x, y), "um", anchor, geometry.affine, source.shape) for x, y in source.info.positions_um]
         return tuple(Plane(at, plane) for at, plane in zip(centres, tcz, strict=True))
 
@@ -240,6 +283,7 @@ class Positions:
 
     def _parse(self, path: Path, stamp: Stamp, *, whole: bool) -> _ReadTable:
         """Read a table; one that may still grow only up to the end of its last line."""
+        self.n_read += 1
         read = _ReadTable(stamp, whole)
         try:
             text = path.read_text("utf-8-sig")
