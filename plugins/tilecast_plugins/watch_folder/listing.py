@@ -12,6 +12,7 @@ from tilecast_plugins.watch_folder.record import Stamp
 
 TAKEN_FOLDER = "taken"
 REJECTED_FOLDER = ".rejected"
+_LONGEST_S = 5.0  # between two looks into a file that is not to be used yet
 
 
 def list_images(folder: Path, *, subfolders: bool) -> dict[str, Stamp]:
@@ -125,7 +126,7 @@ class WaitingRoom:
         """Look into it again after a while; returns for how long it has not changed, in seconds."""
         file = self._files[name]
         file.why = why
-        file.try_at_s = now_s + max(self._settle_s, (now_s - file.since_s) / 4)
+        file.try_at_s = now_s + max(self._settle_s, min((now_s - file.since_s) / 4, _LONGEST_S))
         return now_s - file.since_s
 
     def changed(self, name: str, stamp: Stamp | None, now_s: float) -> None:

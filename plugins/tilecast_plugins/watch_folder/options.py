@@ -45,7 +45,7 @@ class WatchFolderOptions(PluginOptions):
     settle_ms: float = option(500.0, "A file that has not grown for so long may be whole.", unit="ms", gt=0)
     give_up_s: float = option(
         30.0,
-        "A file that cannot be read is set aside after this long; one without a position, when nothing came for so long.",
+        "A file that cannot be read is set aside after this long; one without a position, after so long without news.",
         unit="s",
         gt=0,
     )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from folder_writers import encoded, write_renamed
 from tilecast.testing.frames import describe
+from tilecast.inputs import open_scan
 from tilecast_plugins.watch_folder.intake import Intake, RunRefusedError, StoppedError
 from tilecast_plugins.watch_folder.options import WatchFolderOptions
 from tilecast_plugins.watch_folder.record import Plane, Record
@@ -440,3 +441,32 @@ def test_memory_does_not_grow_with_a_burst(tmp_path: Path) -> None:
     assert bench.intake.n_taken == 300
     one = 2 * shape[0] * shape[1]
     assert peak < 64 * one + (4 << 20) < 300 * one
+
+
+def test_a_series_of_pyme_waits_for_its_events_and_lies_where_send_puts_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, pattern="", give_up_s=5.0)
+    frames = [describe(number, SHAPE) for number in range(4)]
+    for number, frame in enumerate(frames):
+        (bench.folder / f"frame{number:05d}.pzf").write_bytes(encoded(np.ascontiguousarray(frame.T), ".pzf"))
+        if number == 0:
+            metadata = {"voxelsize.x": 0.25, "voxelsize.y": 0.25, "Camera.CycleTime": 0.1, "StartTime": 1000.0}
+            (bench.folder / "metadata.json").write_text(json.dumps(metadata))
+        for _ in range(3):
+            bench.turn()
+    assert bench.journal.frames == {}
+    events = [["StartAq", "0", 1000.0]]
+    for number in range(4):
+        events.append(["ScannerXPos", f"{10.0 * number}", 1000.0 + 0.1 * number])
+        events.append(["ScannerYPos", "5.0", 1000.0 + 0.1 * number])
+    (bench.folder / "events.json").write_text(json.dumps(events))
+    for _ in range(8):
+        bench.turn()
+    assert bench.rejected() == []
+    sent = [bench.journal.frames[key] for key in sorted(bench.journal.frames, key=lambda key: key[1])]
+    expected = list(open_scan(bench.folder).frames())
+    assert len(sent) == len(expected) == 4
+    for (_, found, plane), frame in zip(sent, expected, strict=True):
+        np.testing.assert_array_equal(found, frame.pixels)
+        assert plane.pos_um == pytest.approx(frame.pos_um)
+    (start,) = bench.journal.starts.values()
+    assert start["px_um"] == [0.25, 0.25]
