@@ -182,7 +182,7 @@ class Intake:
         self._warned: set[str] = set()
         self._runs: dict[str, _Open] = {}
         self._retry_at_s = 0.0
-        self._news_s = now_s()
+        self._began_s = self._news_s = now_s()
         self._n_read = 0
         record.forget_rejected()
 
@@ -199,12 +199,7 @@ class Intake:
         return max(0.0, max(self._waiting.next_at_s, self._retry_at_s) - self._now_s())
 
     def resume(self) -> None:
-        """Go on where the daemon was stopped: send again what may not have arrived.
-
-        Raises
-        ------
-        StoppedError
-        """
+        """Go on where the daemon was stopped, with the runs that are open; the next turn sends what may be missing."""
         for known in self._record.open_runs():
             state = self._outlet.known(known.run)
             if known.next_frame and state is None:
@@ -217,7 +212,6 @@ class Intake:
                 self._record.end(known.run)
             else:  # into one that has ended what was on its way may still come, late
                 self._runs[known.subject] = _Open(known, self._now_s())
-        self._resend()
 
     def turn(self) -> None:
         """Look at the folder once, and take what is whole.
@@ -416,8 +410,10 @@ class Intake:
             self._waiting.remove(file.name)
         for file, why in failed:
             self._reject(file, why)
+        sent_to = {file.run for file, _ in batch.files}
         for run in self._runs.values():
-            run.last_s = now_s
+            if run.known.run in sent_to:
+                run.last_s = now_s
 
     def _send_file(self, file: KnownFile, source: ImageSource) -> None:
         about = {"file": file.name, "mtime_ns": file.stamp.mtime_ns, "nbytes": file.stamp.nbytes}
@@ -440,6 +436,9 @@ class Intake:
                 self._make_sure_of(run)
             except (InputError, OSError) as error:
                 why = f"it was changed or taken away before frame {file.frame} was safe in run {file.run}: {error}"
+                if self._now_s() - self._began_s < self._options.give_up_s:  # a share may be mounted late
+                    self._hold(f"{file.name}: {why}")
+                    return False
                 self._reject(file, why)
                 continue
             except RunRefusedError as refusal:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from folder_writers import encoded, write_renamed
-from tilecast.testing.frames import describe
 from tilecast.inputs import open_scan
+from tilecast.testing.frames import describe
 from tilecast_plugins.watch_folder.intake import Intake, RunRefusedError, StoppedError
 from tilecast_plugins.watch_folder.options import WatchFolderOptions
 from tilecast_plugins.watch_folder.record import Plane, Record
@@ -398,6 +398,10 @@ def test_a_file_that_vanished_before_it_was_safe_is_named(bench: Bench) -> None:
     bench.journal.fuse = -1
     (bench.folder / "img_0_0.npy").unlink()
     bench.restart()
+    bench.turn()
+    assert "taken away before frame 0" in bench.intake.trouble
+    for _ in range(30):
+        bench.turn()
     assert "taken away before frame 0 was safe in run" in dict(bench.rejected())["img_0_0.npy"]
 
 
