@@ -181,6 +181,7 @@ class Intake:
         self._known: dict[str, KnownFile] = {}
         self._warned: set[str] = set()
         self._runs: dict[str, _Open] = {}
+        self._held_for = ""
         self._retry_at_s = 0.0
         self._began_s = self._news_s = now_s()
         self._n_read = 0
@@ -225,7 +226,13 @@ class Intake:
         # Before the images: what was written before the marker is then in the list.
         markers = {subject: self._marker(subject) for subject in self._runs} if self._options.end_marker else {}
         began_s = time.monotonic()
-        found = list_images(self._folder, subfolders=self._options.subfolders)
+        try:
+            found = list_images(self._folder, subfolders=self._options.subfolders)
+        except OSError:
+            self._waiting.update({}, self._now_s())
+            if not self._record.sending():
+                self._end_runs({})  # a run does not stay open for a folder that is gone
+            raise
         self.look_s = time.monotonic() - began_s
         if self._record.is_new:
             self._first_look(found)
@@ -366,9 +373,12 @@ class Intake:
         self.last_rejected = f"{file.name}: {why}"
         log.warning("file cannot be used", folder=str(self._folder), file=file.name, why=why)
         line = {"t": time.time(), "folder": str(self._folder), "file": file.name, "why": why}
-        with self._rejected_list.open("a") as rejected_list:
-            rejected_list.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._note([file])
+        try:
+            with self._rejected_list.open("a") as rejected_list:
+                rejected_list.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            log.warning("file cannot be listed as rejected", list=str(self._rejected_list), why=str(error))
         self._waiting.remove(file.name)
 
     def _note(self, files: Sequence[KnownFile]) -> None:
@@ -404,6 +414,7 @@ class Intake:
             else:
                 taken.append(replace(file, state="taken"))
         self._note(taken)
+        self._held_for = "" if taken else self._held_for
         self.n_taken += len(taken)
         log.debug("files are taken", folder=str(self._folder), n=len(taken), n_in_all=self.n_taken)
         for file in taken:
@@ -467,9 +478,9 @@ class Intake:
 
     def _hold(self, why: str) -> None:
         """Wait before anything is sent again."""
-        if why != self.trouble:
+        if why != self._held_for:
             log.warning("files have to wait", folder=str(self._folder), why=why)
-        self.trouble = why
+        self.trouble = self._held_for = why
         self._retry_at_s = self._now_s() + _RETRY_S
 
     # ---- runs ------------------------------------------------------------------------------------------------------

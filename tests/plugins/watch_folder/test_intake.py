@@ -261,6 +261,18 @@ def test_a_run_ends_when_it_is_silent_and_the_next_file_begins_another(bench: Be
     assert len(bench.journal.starts) == 2
 
 
+def test_a_run_ends_though_its_folder_is_gone(bench: Bench) -> None:
+    bench.write("img_0_0.npy", 1)
+    bench.turn()
+    bench.turn()
+    bench.folder.rename(bench.root / "gone")
+    for _ in range(70):
+        with pytest.raises(FileNotFoundError):
+            bench.turn()
+        bench.now_s += 1.0
+    assert len(bench.journal.ends) == 1
+
+
 def test_a_marker_ends_the_runs_of_its_folder_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, pattern="{run}_{row:d}_{col:d}.npy", end_marker="done", end_after_s=0.0)
     bench.write("a_0_0.npy", 1)
