@@ -104,7 +104,7 @@ def test_they_are_named_and_given_up_and_frames_go_their_way(daemon: DaemonProce
             daemon.wait_logged("plugin disabled", plugin=name, timeout_s=PATIENCE_S)
         daemon.wait_logged("message source failed and is over", plugin="sources")
         plugins = client.stats()["plugins"]
-        assert plugins["names"] == ["calibration", "hangs", "raises", "sources", "waits"]
+        assert plugins["names"] == ["calibration", "hangs", "raises", "sources", "waits", "watch-folder"]
         assert "SystemExit" in plugins["failed"]["unimportable"]
         assert plugins["disabled"].keys() == {"raises", "hangs", "waits"}
         assert plugins["errors"]["raises"] == 3
