@@ -7,6 +7,7 @@ depends on what an observer may miss (a network share, a queue that was full, a 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,10 @@ from tilecast_protocol.publisher import Publisher, RejectedError
 from tilecast_protocol.window import Rejected
 
 log = structlog.get_logger()
+
+# What is wrong with a file is said once, when it is set aside, and not at each look at one that is half-written.
+for _library in ("tifffile", "PIL", "watchdog"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 _TURN_S = 0.5  # after so long of waiting it is looked whether the daemon stops
 _SHORTEST_S = 0.05  # between two looks at a folder
