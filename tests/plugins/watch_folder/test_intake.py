@@ -221,12 +221,13 @@ def test_a_file_that_grows_slowly_is_taken_when_it_is_whole(bench: Bench) -> Non
     data = encoded(describe(1, SHAPE), ".npy")
     path = bench.folder / "img_0_0.npy"
     for byte in range(0, len(data), 100):
+        for _ in range(3):
+            bench.turn()
+            assert bench.journal.frames == {}
         with path.open("ab") as file:
             file.write(data[byte : byte + 100])
-        for _ in range(3):
-            assert bench.journal.frames == {}
-            bench.turn()
-    bench.turn()
+    for _ in range(3):
+        bench.turn()
     assert bench.journal.files() == ["img_0_0.npy"]
     assert bench.rejected() == []
 
@@ -478,7 +479,7 @@ def test_a_series_of_pyme_waits_for_its_events_and_lies_where_send_puts_it(tmp_p
     for _ in range(8):
         bench.turn()
     assert bench.rejected() == []
-    sent = [bench.journal.frames[key] for key in sorted(bench.journal.frames, key=lambda key: key[1])]
+    sent = sorted(bench.journal.frames.values(), key=lambda frame: frame[0])
     expected = list(open_scan(bench.folder).frames())
     assert len(sent) == len(expected) == 4
     for (_, found, plane), frame in zip(sent, expected, strict=True):

@@ -54,7 +54,7 @@ UM: dict[str, Any] = {"columns": ("x_um", "y_um"), "px_um": (0.5,)}
         ("r2_c3.tif", "", {"pattern": "r{row:d}_c{col:d}.tif"}, (40, 90)),
         ("r2_c3.tif", "", {"pattern": "r{row:d}_c{col:d}.tif", "overlap_percent": 10.0}, (36, 81)),
         ("r2_c3.tif", "", {"pattern": "r{row:d}_c{col:d}.tif", "step_um": (12.0, 8.0), "px_um": (0.5,)}, (32, 72)),
-        ("r2_c3.tif", "", {"pattern": "r{row:d}_c{col:d}.tif", "flip_y": True}, (40, 90)),
+        ("r2_c3.tif", "", {"pattern": "r{row:d}_c{col:d}.tif", "flip_y": True}, (-40, 90)),
         ("x40_y7.tif", "", {"pattern": "x{x_px:f}_y{y_px:f}.tif"}, (7, 40)),
         (
             "x20_y3.5.tif", "",
@@ -91,7 +91,7 @@ def test_what_may_come_later(place: Place, table: str, options: dict[str, Any], 
         ),
         ("file,x_px,y_px\na.tif,1,here\n", {}, "line 2: expected a number in y_px, got 'here'"),
         ("file,a,b\na.tif,1,1\n", {"columns": ("a", "b")}, "are these pixels or micrometres"),
-        ("", {"positions": "ome"}, "neither OME-XML nor PYME"),
+        ("", {"positions": "ome"}, "nothing tells where a.tif lies: it has no OME-XML"),
         ("", {"pattern": "r{row:d}_c{col:d}.tif"}, r"a\.tif does not fit plugins\.watch_folder\.pattern"),
     ],
 )  # fmt: skip
