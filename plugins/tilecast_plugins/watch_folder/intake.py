@@ -321,12 +321,14 @@ class Intake:
         """Read a file and find its place, or leave it for later, or set it aside."""
         path, stamp, subject = self._folder / name, self._waiting[name].stamp, self._subject(name)
         if why := self._positions.lacks(path):
-            return self._later(name, stamp, why)
+            self._later(name, stamp, why)
+            return None
         try:
             source = self._positions.open(path)
             crc32 = _crc32(source)
         except (InputError, OSError) as error:
-            return self._later(name, stamp, str(error), may_come=False)
+            self._later(name, stamp, str(error), may_come=False)
+            return None
         if (after := stamp_of(path)) != stamp:
             self._waiting.changed(name, after, self._now_s())
             return None
@@ -342,7 +344,8 @@ class Intake:
                 run.check_alike(name, source)
             planes = self._positions.find(path, source, geometry)
         except NoPositionYetError as error:
-            return self._later(name, stamp, str(error))
+            self._later(name, stamp, str(error))
+            return None
         except InputError as error:
             self._reject(KnownFile(name, stamp, "rejected"), str(error))
             return None
