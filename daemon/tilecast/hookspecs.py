@@ -212,6 +212,27 @@ class Feed(Protocol):
     instrument: str
     """The option `instrument`."""
 
+    store: Path
+    """The folder of the runs (`store.path`), to read them through `tilecast.reading`."""
+
+    @property
+    def folder(self) -> Path:
+        """A folder of this plugin's own, beside the runs, for what it must know after a restart; made when asked for.
+
+        All sources of the plugin have it in common.
+        """
+        ...
+
+    def tell(self, **facts: str | int | float) -> None:
+        """Say how the source is doing; `stats` and `tilecast plugins` show what was said last under each name.
+
+        Parameters
+        ----------
+        **facts
+            Texts and numbers, such as `n_taken=12`, `waits_for="the folder /data"`.
+        """
+        ...
+
     def publisher(self, stream: str, **options: Any) -> Publisher:
         """A publisher to this daemon; `with feed.publisher("camera") as publisher: …`.
 
@@ -237,7 +258,8 @@ class MessageSource(Protocol):
     def run(self, feed: Feed, stop: threading.Event) -> None:
         """Send messages until there are no more, or until `stop` is set (look at it at least every second).
 
-        It runs in a thread of its own. If it raises, the source is over, and the daemon says so.
+        It runs in a thread of its own. If it raises, the daemon says so, and calls it again after a while that grows
+        from one failure to the next; after `plugins.max_failures` in a row the source is over.
         """
         ...
 

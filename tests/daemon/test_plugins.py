@@ -182,7 +182,7 @@ class TestCommits:
 
 
 class TestSources:
-    def test_run_until_they_are_told_to_stop(self) -> None:
+    def test_run_until_they_are_told_to_stop(self, tmp_path: Path) -> None:
         first = threading.Event()
         doors: list[str] = []
 
@@ -195,7 +195,8 @@ class TestSources:
                 stop.wait(30)
 
         plugins = Plugins([("p", plugin(tilecast_message_sources=lambda: [Ticker()]))])
-        threads = SourceThreads(plugins, "ipc:///door", "scope")
+        threads = SourceThreads(plugins, "scope", tmp_path)
+        threads.start("ipc:///door")
         assert first.wait(30)
         assert threads.running == ["source ticker"]
         assert [(one["source"], one["state"]) for one in threads.stats()] == [("ticker", "running")]
@@ -203,7 +204,7 @@ class TestSources:
         assert doors == ["ipc:///door scope"]
         assert threads.stats()[0]["state"] == "ended"
 
-    def test_failures_are_named(self) -> None:
+    def test_failures_are_named(self, tmp_path: Path) -> None:
         class Broken:
             name = "broken"
 
@@ -218,7 +219,8 @@ class TestSources:
             ]
         )
         with capture_logs() as logs:
-            threads = SourceThreads(plugins, "ipc:///door", "scope")
+            threads = SourceThreads(plugins, "scope", tmp_path)
+            threads.start("ipc:///door")
             assert threads.close(30)
         assert [(one["plugin"], one["state"]) for one in threads.stats()] == [
             ("b", "failed: OSError: the share is gone")
@@ -226,6 +228,54 @@ class TestSources:
         assert plugins.errors == {"a": 1, "b": 1, "c": 1}
         over = next(entry for entry in logs if "source" in entry)
         assert (over["plugin"], over["source"]) == ("b", "broken")
+
+    def test_one_that_fails_is_started_again_up_to_a_limit(self, tmp_path: Path) -> None:
+        class Broken:
+            name = "broken"
+            n_runs = 0
+
+            def run(self, feed: Feed, stop: threading.Event) -> None:  # noqa: ARG002 - the interface
+                Broken.n_runs += 1
+                raise OSError("the share is gone")
+
+        plugins = Plugins([("b", plugin(tilecast_message_sources=lambda: [Broken()]))], max_failures=4)
+        with capture_logs() as logs:
+            threads = SourceThreads(plugins, "scope", tmp_path, wait_s=0.01)
+            threads.start("ipc:///door")
+            threads._sources[0].thread.join(30)
+        assert threads.running == []
+        assert Broken.n_runs == 4
+        again = [entry["wait_s"] for entry in logs if entry["event"] == "message source failed; it is started again"]
+        assert again == [0.01, 0.02, 0.04]
+        assert logs[-1]["event"] == "message source failed and is over"
+        assert (plugins.errors, plugins.disabled) == ({"b": 4}, {})
+        assert threads.stats()[0]["n_failures"] == 4
+
+    def test_one_that_recovers_goes_on_with_a_new_publisher(self, tmp_path: Path) -> None:
+        ran = threading.Event()
+
+        class Shaky:
+            name = "shaky"
+
+            def run(self, feed: Feed, stop: threading.Event) -> None:
+                marker = feed.folder / "was here"
+                if not marker.exists():
+                    marker.touch()
+                    raise OSError("once")
+                feed.tell(n_taken=3, last="a.tif")
+                ran.set()
+                stop.wait(30)
+
+        plugins = Plugins([("s", plugin(tilecast_message_sources=lambda: [Shaky()]))])
+        with capture_logs():
+            threads = SourceThreads(plugins, "scope", tmp_path, wait_s=0.01)
+            threads.start("ipc:///door")
+            assert ran.wait(30)
+            told = threads.stats()[0]
+            assert threads.close(30)
+        assert (told["state"], told["n_failures"], told["again_in_s"]) == ("running", 1, None)
+        assert told["told"] == {"n_taken": 3, "last": "a.tif"}
+        assert (tmp_path / ".plugins" / "s" / "was here").exists()
 
 
 class TestHanging:

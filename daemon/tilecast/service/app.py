@@ -289,10 +289,11 @@ class Daemon:
         self._committer.start()
         self._blender.start()
         self._ingester.start()
-        self._sources = SourceThreads(self._plugins, self._feed, self._config.instrument)
+        self._sources.start(self._feed)
 
     def _has_sources(self) -> bool:
-        return bool(self._plugins.listeners("tilecast_message_sources"))
+        self._sources = SourceThreads(self._plugins, self._config.instrument, self._root)
+        return len(self._sources) > 0
 
     def _verified(self) -> None:
         """Sockets are bound, and what was acknowledged is known to be there: whoever waits for us may go on."""
