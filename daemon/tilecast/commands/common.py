@@ -43,6 +43,10 @@ class Invocation:
             self._config = load(self.config_file, self.overrides)
         return self._config
 
+    def find_run(self, text: str, *, readable: bool = True) -> FoundRun:
+        """The run that a person means, as `find_run`, among the configured ones: for the commands of plugins."""
+        return find_run(self.config.store.path, text, readable=readable)
+
 
 pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
 
