@@ -295,7 +295,9 @@ class Plugins:
             raise StartRefusedError(f"{' and '.join(splitters)} would each split the frames: switch off all but one")
         return steps
 
-    def make_images(self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str) -> MakeImages:
+    def make_images(
+        self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str, channel: int | None = None
+    ) -> MakeImages:
         """The function of a plugin that every frame of a run passes through; see `images`.
 
         Raises
@@ -314,7 +316,8 @@ class Plugins:
                 f"{why or 'it is not installed, or another version of it'}"
             )
         try:
-            make = self._ask(plugin, where, partial(_made, call), {"step": step, "shape": shape, "dtype": dtype})
+            arguments = {"step": step, "shape": shape, "dtype": dtype, "channel": channel}
+            make = self._ask(plugin, where, partial(_made, call), arguments)
         except Exception as exc:
             self._raised(plugin, where, exc)
             raise PluginFailedError(f"the plugin {plugin} failed in {where}: {_words(exc)}") from exc

@@ -236,7 +236,7 @@ class Blender:
             "n_frames": self.n_frames,
             "blend_s": self.blend_s,
             "render_s": self.render_s,
-            "clipped": {run: list(mosaic.run.images.n_clipped) for run, mosaic in list(self._mosaics.items())},
+            "clipped": {run: list(mosaic.n_clipped) for run, mosaic in list(self._mosaics.items())},
             "pyramids": {run: asdict(stats) for run, stats in list(self._pyramid_stats.items())},
         }
 

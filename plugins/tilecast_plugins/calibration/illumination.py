@@ -368,9 +368,7 @@ def _differences(
     fading = np.exp(rate * told.elapsed / 2)
     values = told.values * np.stack([1 / fading, fading], -1)
     level = _surface(coefficients, shape, degree)
-    gains = [
-        np.exp(level.mean() - _basis(told.places[:, side], shape, degree) @ coefficients) for side in (0, 1)
-    ]
+    gains = [np.exp(level.mean() - _basis(told.places[:, side], shape, degree) @ coefficients) for side in (0, 1)]
     before = np.abs(values[:, 0] - values[:, 1]).mean()
     after = np.abs(values[:, 0] * gains[0] - values[:, 1] * gains[1]).mean()
     return float(before), float(after)

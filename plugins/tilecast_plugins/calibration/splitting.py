@@ -139,9 +139,7 @@ def _smoothed(image: Floats) -> Floats:
     for axis in (0, 1):
         padded = np.pad(image, [(3, 3) if axis == other else (0, 0) for other in (0, 1)], mode="edge")
         size = image.shape[axis]
-        image = sum(
-            weight * np.take(padded, np.arange(at, at + size), axis=axis) for at, weight in enumerate(kernel)
-        )
+        image = sum(weight * np.take(padded, np.arange(at, at + size), axis=axis) for at, weight in enumerate(kernel))
     return image
 
 

@@ -20,7 +20,8 @@ class SplitterOptions(PluginOptions):
         "left-right", "How the halves lie on the chip; the left or top one comes first. A `transform` says so itself."
     )
     mirror: Literal["none", "rows", "columns"] = option(
-        "none", "The second half is seen mirrored: its rows, or its columns, run backwards. A `transform` says so itself."
+        "none",
+        "The second half is seen mirrored: its rows, or its columns, run backwards. A `transform` says so itself.",
     )
     first_channel: int = option(0, "Channel, from 0, that the first half becomes.", ge=0, le=1000)
     second_channel: int = option(1, "Channel that the second half becomes.", ge=0, le=1000)

@@ -73,9 +73,7 @@ class Grid:
         inside &= (right >= margin) & (right <= shape[1] - 1 - margin)
         top, left, bottom, end = 0, 0, *shape
         while not (part := inside[top:bottom, left:end]).all():
-            missing = [
-                (~side).mean() if side.size else 1.0 for side in (part[0], part[-1], part[:, 0], part[:, -1])
-            ]
+            missing = [(~side).mean() if side.size else 1.0 for side in (part[0], part[-1], part[:, 0], part[:, -1])]
             worst = int(np.argmax(missing))
             top, bottom = top + (worst == 0), bottom - (worst == 1)
             left, end = left + (worst == 2), end - (worst == 3)

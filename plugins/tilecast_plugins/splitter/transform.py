@@ -89,7 +89,11 @@ class Transform:
         if values["halves"] not in HALVES or values["mirror"] not in MIRRORS:
             raise ValueError(f"halves {values['halves']!r}, mirror {values['mirror']!r}: expected {HALVES}, {MIRRORS}")
         matrix, shift = np.array(values["matrix"], np.float64), np.array(values["shift_px"], np.float64)
-        if matrix.shape != (2, 2) or shift.shape != (2,) or not (np.isfinite(matrix).all() and np.isfinite(shift).all()):
+        if (
+            matrix.shape != (2, 2)
+            or shift.shape != (2,)
+            or not (np.isfinite(matrix).all() and np.isfinite(shift).all())
+        ):
             raise ValueError("expected a matrix of 2 × 2 finite numbers, and a shift of 2")
         shape = None if values["shape"] is None else (int(values["shape"][0]), int(values["shape"][1]))
         return cls(values["halves"], values["mirror"], matrix, shift, shape)
