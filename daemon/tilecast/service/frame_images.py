@@ -183,6 +183,11 @@ class FrameImages:
         return self.steps[-1].frozen.views if self.steps else ()
 
     @property
+    def is_identity(self) -> bool:
+        """Whether frames pass unchanged."""
+        return self.calibration.is_identity and not self.steps
+
+    @property
     def by_channel(self) -> bool:
         """Whether it must be known of which channel a frame is."""
         return any(step.frozen.by_channel for step in self.steps)

@@ -76,6 +76,8 @@ class Rebuilt:
         The epoch and the rev that all tiles now have.
     frozen, images
         What is frozen in the run now, and how its frames become images by it.
+    n_clipped : two int
+        Pixels of its frames that were clipped, below and above what their type holds.
     """
 
     start: Start
@@ -88,6 +90,7 @@ class Rebuilt:
     commit: CommitResult
     frozen: runs.Frozen
     images: FrameImages
+    n_clipped: tuple[int, int]
 
 
 class Source(NamedTuple):
@@ -281,6 +284,7 @@ def rebuild_run(
                 store.set_state(phase.value)
                 if phase is not RunPhase.OPEN:
                     store.set_report(1, placing.report | {"state": phase.value})
+            n_clipped = store.info().clipped
         if is_going_on:
             journal.sync()  # tiles must not show frames that a power failure could still take
         reason = f"rebuilt, {settings['mode']}"
@@ -297,6 +301,7 @@ def rebuild_run(
             commit=commit,
             frozen=frozen,
             images=images,
+            n_clipped=n_clipped,
         )
 
 
@@ -373,18 +378,23 @@ def blend_all(
     source = StoredMosaic(store, settings.tile_size)
     pyramid = Pyramid(settings, budget_bytes=budget_bytes, placements=source, frames=frames, tiles=source)
     canvas, extent = None, extent_of(start)
-    damaged = []
+    damaged: list[int] = []
+    clipped = (0, 0)
+    made: tuple[int, MadeImages] | None = None  # of the frame whose views come one after another
     for number, placement in enumerate(placements, 1):
         try:
-            pixels = frames.load(placement)
+            if made is None or made[0] != placement.frame:
+                made = placement.frame, frames.make(placement)
+                clipped = clipped[0] + made[1].n_low, clipped[1] + made[1].n_high
+            pyramid.add(placement, made[1].images[placement.view])
         except (JournalError, PZFError):
             damaged.append(placement.frame)
-        else:
-            pyramid.add(placement, pixels)
         if pyramid.pending_nbytes >= _BATCH_NBYTES or number == len(placements):
             batch = pyramid.flush()
             if batch is not None:
-                commit = as_commit(batch, encode_rows(batch), canvas, extent, settings.tile_size, None)
+                rows = encode_rows(batch)
+                commit = as_commit(batch, rows, canvas, extent, settings.tile_size, None, clipped=clipped)
+                clipped = (0, 0)
                 canvas = commit.canvas
                 store.commit(commit)
                 pyramid.committed(batch.number)
