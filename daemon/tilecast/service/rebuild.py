@@ -386,9 +386,10 @@ def blend_all(
             if made is None or made[0] != placement.frame:
                 made = placement.frame, frames.make(placement)
                 clipped = clipped[0] + made[1].n_low, clipped[1] + made[1].n_high
-            pyramid.add(placement, made[1].images[placement.view])
         except (JournalError, PZFError):
             damaged.append(placement.frame)
+        else:
+            pyramid.add(placement, made[1].images[placement.view])
         if pyramid.pending_nbytes >= _BATCH_NBYTES or number == len(placements):
             batch = pyramid.flush()
             if batch is not None:
