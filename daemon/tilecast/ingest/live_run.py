@@ -291,9 +291,9 @@ class LiveRun:
                 return self._place_joined(joined)
             self._wait(message, t_recv_ns)
             return []
-        elif corner is not None and self._moves.skips(corner, message.t_mid_ns):
-            why = joining.AFTER_MOVE
         elif corner is not None:
+            if self._moves.skips(corner, message.t_mid_ns):
+                return self._leave_out(message.frame)
             return [self._place(message.frame, index, plane, corner, "stage", t_recv_ns)]
         else:
             why = NO_POSITION
@@ -441,9 +441,13 @@ class LiveRun:
     def _place_joined(self, joined: Joined) -> list[Place]:
         image, corner = joined.image, self.corner(joined.pos_um)
         if self._moves.skips(corner, image.t_mid_ns, self._joiner.track):
-            self._unplaceable.setdefault(joining.AFTER_MOVE, RangeSet()).add(image.frame)
-            return []
+            return self._leave_out(image.frame)
         return [self._place(image.frame, image.image_index, image.plane, corner, "joined", image.t_recv_ns)]
+
+    def _leave_out(self, frame: int) -> list[Place]:
+        """One of the first after a move: listed, and no news, since it was asked for."""
+        self._unplaceable.setdefault(joining.AFTER_MOVE, RangeSet()).add(frame)
+        return []
 
     def _place(
         self, frame: int, index: int, plane: PlaneKey, corner: tuple[int, int], source: str, t_recv_ns: int

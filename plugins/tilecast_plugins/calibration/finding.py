@@ -1,6 +1,6 @@
 """Finds dark and flat images by name, in the folder of the option `calibration.path`.
 
-`flat = "20x"` in a run's `start` means `20x.npy`, `20x.tif` or `20x.tiff` in that folder; the ending may be given. The
+`dark = "100"` is a dark image of 100 grey levels everywhere. `flat = "20x"` in a run's `start` means `20x.npy`, `20x.tif` or `20x.tiff` in that folder; the ending may be given. The
 image must have the size of the camera's frames; its type is free. How frames are corrected with it is the daemon's
 business; what is found here is copied into the run, and a file that is edited later changes nothing.
 
@@ -20,12 +20,28 @@ from numpy.typing import NDArray
 from tilecast.hookspecs import CalibrationError, Role, UnknownCalibrationError, hookimpl
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}")
+_NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?")
 _ENDINGS = (".npy", ".tif", ".tiff")
 
 
 @hookimpl
 def tilecast_find_calibration(name: str, role: Role, shape: tuple[int, int], folder: Path) -> NDArray[Any]:
-    """Read the image called `name`; the built-in answer to the hook of this name."""
+    """Read the image called `name`, or make one of a number; the built-in answer to the hook of this name."""
+    return find_image(name, role, shape, folder)
+
+
+def find_image(name: str, role: str, shape: tuple[int, int], folder: Path) -> NDArray[Any]:
+    """Read the image called `name`; a dark may be a number of grey levels instead.
+
+    Raises
+    ------
+    UnknownCalibrationError
+        If there is none of this name; the message says which there are.
+    CalibrationError
+        If it cannot be used.
+    """
+    if role == "dark" and _NUMBER.fullmatch(name):
+        return np.full(shape, float(name), np.float32)
     if not _NAME.fullmatch(name):
         raise UnknownCalibrationError(
             f"the {role} name {name!r} cannot be used: letters, digits, spaces and _ . - only, at most 100 of them"
