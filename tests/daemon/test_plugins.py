@@ -56,7 +56,7 @@ class TestLoading:
     def test_a_plugin_that_cannot_be_imported_is_named_and_left_out(self) -> None:
         entries = [
             EntryPoint("broken", "tilecast_no_such_module", "tilecast.plugins"),
-            EntryPoint("calibration", "tilecast_plugins.calibration", "tilecast.plugins"),
+            EntryPoint("calibration", "tilecast_plugins.calibration.plugin", "tilecast.plugins"),
         ]
         with capture_logs() as logs:
             plugins = Plugins.load(entries)
@@ -304,7 +304,9 @@ class TestHanging:
         """However many timeouts it lasted; only whole timeouts of a machine that runs are the plugin's."""
         entered, go_on = threading.Event(), threading.Event()
         plugins = Plugins(
-            [("hangs", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))], timeout_s=10, max_failures=3
+            [("hangs", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))],
+            timeout_s=10,
+            max_failures=3,
         )
         teller = Teller(plugins)
         teller.tell(COMMIT)

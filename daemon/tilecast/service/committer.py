@@ -377,9 +377,7 @@ class Committer:
             raise StoreError(f"frames could not be made durable: {refusal}")
         durable = time.monotonic()
         size = item.run.frozen.tile_size
-        commit = as_commit(
-            item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns, clipped=item.clipped
-        )
+        commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns, clipped=item.clipped)
         try:
             result = self._patiently(item.run, lambda: opened.store.commit(commit))
         except StoreFullError:

@@ -65,7 +65,9 @@ def entries_for(run: RunStart) -> list[dict[str, Any]]:
         assert checked is not None
         twice = sorted(taken & checked.keys())
         if twice:
-            raise StartRefusedError(f"the start names {twice[0]} twice, by itself and in user.calibration: leave one out")
+            raise StartRefusedError(
+                f"the start names {twice[0]} twice, by itself and in user.calibration: leave one out"
+            )
         found.append(checked)
     return [entry for entry in found if entry.keys() & set(KINDS)]
 
@@ -146,7 +148,9 @@ def _in_start(run: RunStart) -> list[Any]:
     said = user.get("calibration", []) if isinstance(user, Mapping) else []
     entries = [said] if isinstance(said, Mapping) else said
     if not isinstance(entries, list) or len(entries) > _MOST_ENTRIES:
-        raise StartRefusedError("user.calibration of a start is a map, or a list of maps with keys " + ", ".join(_KEYS[1:]))
+        raise StartRefusedError(
+            "user.calibration of a start is a map, or a list of maps with keys " + ", ".join(_KEYS[1:])
+        )
     return entries
 
 

@@ -1,6 +1,7 @@
 """Finds dark and flat images by name, in the folder of the option `calibration.path`.
 
-`dark = "100"` is a dark image of 100 grey levels everywhere. `flat = "20x"` in a run's `start` means `20x.npy`, `20x.tif` or `20x.tiff` in that folder; the ending may be given. The
+`dark = "100"` is, unless there is
+such a file, a dark image of 100 grey levels everywhere. `flat = "20x"` in a run's `start` means `20x.npy`, `20x.tif` or `20x.tiff` in that folder; the ending may be given. The
 image must have the size of the camera's frames; its type is free. How frames are corrected with it is the daemon's
 business; what is found here is copied into the run, and a file that is edited later changes nothing.
 
@@ -40,14 +41,14 @@ def find_image(name: str, role: str, shape: tuple[int, int], folder: Path) -> ND
     CalibrationError
         If it cannot be used.
     """
-    if role == "dark" and _NUMBER.fullmatch(name):
-        return np.full(shape, float(name), np.float32)
     if not _NAME.fullmatch(name):
         raise UnknownCalibrationError(
             f"the {role} name {name!r} cannot be used: letters, digits, spaces and _ . - only, at most 100 of them"
         )
     candidates = [folder / name] if name.lower().endswith(_ENDINGS) else [folder / (name + end) for end in _ENDINGS]
     found = [path for path in candidates if path.is_file()]
+    if not found and role == "dark" and _NUMBER.fullmatch(name):
+        return np.full(shape, float(name), np.float32)
     if not found:
         raise UnknownCalibrationError(f"there is no {role} named {name!r} in {folder}; {_what_there_is(folder)}")
     if len(found) > 1:
@@ -55,9 +56,14 @@ def find_image(name: str, role: str, shape: tuple[int, int], folder: Path) -> ND
             f"there are {' and '.join(path.name for path in found)} in {folder}: say which, with its ending"
         )
     try:
-        return _read_npy(found[0], shape) if found[0].suffix.lower() == ".npy" else _read_tiff(found[0], shape)
+        return read_image(found[0], shape)
     except (OSError, EOFError, ValueError, tifffile.TiffFileError) as exc:
         raise CalibrationError(f"the {role} image {found[0]} cannot be read: {exc}") from exc
+
+
+def read_image(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
+    """Read an image of this shape; ValueError, OSError, EOFError or TiffFileError if it cannot be."""
+    return _read_npy(path, shape) if path.suffix.lower() == ".npy" else _read_tiff(path, shape)
 
 
 def _read_npy(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
