@@ -214,7 +214,7 @@ class JoinOptions(Section):
     allow_moving: bool = option(False, "Place frames that were exposed while the stage moved.")
     skip_after_move: int = option(
         0,
-        "So many frames after each move of the stage are left out, and listed: for cameras that run on freely while the "
+        "So many frames after each move of the stage are left out, and listed: for cameras that run freely while the "
         "stage settles. A move is a stage that says it moves, or a frame that lies more than 2 pixels from the one "
         "before.",
         unit="frames",

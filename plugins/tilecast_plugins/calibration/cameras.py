@@ -12,10 +12,10 @@ In the folder `calibration.path`:
     channel = "GFP"            # or its number; left out: every channel
     flat = "20x-488"
 
-All entries that fit a frame count; of those that say the same the last one does. A program that starts a run can say the
-same in `user`, where a value may also be `part:0`, a payload part of the message with an NPY file:
-`"user": {"calibration": [{"channel": 0, "dark": 100}]}`. That counts after the file. What `dark` and `flat` of the
-`start` message itself name is applied by the daemon, to all channels, and then not said here a second time.
+All entries that fit a frame count; of those that say the same the last one does. A program that starts a run can say
+the same in `user`, where a value may also be `part:0`, a payload part of the message with an NPY file: `"user":
+{"calibration": [{"channel": 0, "dark": 100}]}`. That counts after the file. What `dark` and `flat` of the `start`
+message itself name is applied by the daemon, to all channels, and then not said here a second time.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def command(
     """Make calibration images from a run or a folder of frames, and see how much they help.
 
     SOURCE is a run (the beginning of its id, its name, its folder, or `last`) or frames as `tilecast send` takes them.
-    dark: the median of frames that were taken without light. flat: how an ordinary scan was lit, from all its frames and
-    what they share. split: how the halves of a dual-view camera lie on each other, from one frame with beads.
+    dark: the median of frames that were taken without light. flat: how an ordinary scan was lit, from all its frames
+    and what they share. split: how the halves of a dual-view camera lie on each other, from one frame with beads.
 
     \b
     Examples:

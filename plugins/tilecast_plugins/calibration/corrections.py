@@ -3,8 +3,8 @@
     corrected = (frame − dark) / gain · mean(flat) / flat,   then hot pixels from their neighbours
 
 A hot pixel becomes the median of those of its eight neighbours that are not hot. Integer frames stay integers of their
-type: rounded to the nearest, ties to even, clipped and counted. Every step is one float32 operation per pixel in a fixed
-order, so that the same frame gives the same bits on every machine.
+type: rounded to the nearest, ties to even, clipped and counted. Every step is one float32 operation per pixel in a
+fixed order, so that the same frame gives the same bits on every machine.
 
 Examples
 --------
@@ -61,8 +61,8 @@ def check(kind: str, value: Value) -> Value:
         hot = np.asarray(value > 0)
         if hot.mean() > _MOST_HOT:
             raise ValueError(
-                f"{hot.mean():.0%} of the pixels are marked as hot, at most {_MOST_HOT:.0%} can be: it should be 0 where a "
-                "pixel is good"
+                f"{hot.mean():.0%} of the pixels are marked as hot, at most {_MOST_HOT:.0%} can be: it should be 0 "
+                "where a pixel is good"
             )
         good = _neighbours(np.zeros(hot.shape, np.float32), hot)[1]
         if not good.any(axis=1).all():

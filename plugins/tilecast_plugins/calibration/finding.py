@@ -1,9 +1,10 @@
 """Finds dark and flat images by name, in the folder of the option `calibration.path`.
 
 `dark = "100"` is, unless there is
-such a file, a dark image of 100 grey levels everywhere. `flat = "20x"` in a run's `start` means `20x.npy`, `20x.tif` or `20x.tiff` in that folder; the ending may be given. The
-image must have the size of the camera's frames; its type is free. How frames are corrected with it is the daemon's
-business; what is found here is copied into the run, and a file that is edited later changes nothing.
+such a file, a dark image of 100 grey levels everywhere. `flat = "20x"` in a run's `start` means `20x.npy`, `20x.tif`
+or `20x.tiff` in that folder; the ending may be given. The image must have the size of the camera's frames; its type is
+free. How frames are corrected with it is the daemon's business; what is found here is copied into the run, and a file
+that is edited later changes nothing.
 
 The name comes out of a message, so it is checked before it becomes part of a path.
 """

@@ -10,8 +10,8 @@ from one frame to the next.
 
 Differences are taken of means over blocks of 16 × 16 pixels, which positions that are off by a pixel or two change
 little; the more the specimen varies from block to block, the less a block counts, and what does not fit (a bubble,
-something that moved) counts less in each round. Frames may bleach: then the dose between the two frames of an overlap is
-fitted as well, one number for the scan.
+something that moved) counts less in each round. Frames may bleach: then the dose between the two frames of an overlap
+is fitted as well, one number for the scan.
 
 Not known here: files, runs, what frames are shown with.
 
@@ -65,8 +65,8 @@ class Estimate:
     bleaching : float
         What is left of the light from one frame to the next; 1 if that was not asked for.
     before, after : float
-        Mean absolute difference of the blocks in the overlaps, grey levels; NaN without overlaps. Bleaching is made good
-        in both.
+        Mean absolute difference of the blocks in the overlaps, grey levels; NaN without overlaps. Bleaching is made
+        good in both.
     n_frames, n_overlaps : int
     """
 
@@ -253,7 +253,7 @@ def _compare(
     values = [_block_means(frame[part]) for frame, part in zip(frames, cut, strict=True)]
     height, width = values[0].shape
     offsets = np.stack(np.indices((height, width)), -1) * BLOCK + (BLOCK - 1) / 2
-    places = [offsets + (part[0].start, part[1].start) for part in cut]
+    places = [offsets + np.array([part[0].start, part[1].start]) for part in cut]
     middle = np.log(np.maximum(np.mean(values, 0), 1e-6))
     slope_row, slope_col = np.gradient(middle) if min(height, width) > 1 else (np.zeros_like(middle),) * 2
     blocks.values.append(np.stack([one.ravel() for one in values], -1))

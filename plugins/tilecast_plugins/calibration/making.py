@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +107,8 @@ def _make_dark(asked: Asked, invocation: Any) -> Iterator[str]:
     yield f"median of {len(kept)} frames: {np.median(dark):.6g} grey levels, from {dark.min():.6g} to {dark.max():.6g}"
     if outliers.any():
         yield (
-            f"{int(outliers.sum())} pixels stand out by more than 20 times the noise: they may be hot; an image that is 1 "
-            "there and 0 elsewhere is `hot` in cameras.toml"
+            f"{int(outliers.sum())} pixels stand out by more than 20 times the noise: they may be hot; an image that is "
+            "1 there and 0 elsewhere is `hot` in cameras.toml"
         )
     if dark.max() > 20 * max(1.0, float(np.median(dark))) and not outliers.any():
         yield "these frames look as if there was light: take them with the shutter closed"
@@ -164,8 +163,8 @@ def _of_field(found: Estimate) -> str:
 
 def _of_overlaps(found: Estimate) -> Iterator[str]:
     if not found.n_overlaps:
-        yield "no frames overlap: the field is from the mean of all frames alone, and may show something of the specimen"
-        return
+        yield "no frames overlap: the field is from the mean of all frames alone, and may show something of the
+        specimen" return
     times = found.improvement
     yield (
         f"differences in {found.n_overlaps} overlaps: {found.before:.4g} grey levels before, {found.after:.4g} after: "
@@ -181,7 +180,7 @@ def _dark(text: str | None, frames: Frames) -> tuple[NDArray[Any] | float, str]:
             return frames.dark, "the dark image that is frozen in the run is subtracted"
         return (
             0.0,
-            "nothing is subtracted: if the camera has an offset, say it (--dark), or the field comes out too flat",
+            "nothing is subtracted: if the camera has an offset, say it (--dark), or the field comes out flatter",
         )
     try:
         return float(text), f"{float(text):g} grey levels are subtracted"
@@ -323,7 +322,7 @@ def _replace(target: Path, write: Callable[[Any], object]) -> None:
     try:
         with unborn.open("wb") as file:
             write(file)
-        os.replace(unborn, target)
+        unborn.replace(target)
     except OSError as error:
         raise click.ClickException(f"cannot write {target}: {error.strerror}; does its folder exist?") from error
 

@@ -117,7 +117,7 @@ def tilecast_run_ended(run: RunEnded, options: CalibrationPluginOptions) -> None
 
 
 def _estimate_all() -> None:
-    """One after another, each in a process of its own: arithmetic that lasts seconds would hold up the daemon's threads."""
+    """One after another, each in a process of its own: seconds of arithmetic would hold up the daemon's threads."""
     while True:
         folder, target = _waiting.get()
         command = [sys.executable, "-m", "tilecast", "calibrate", "flat", str(folder), "--out", str(target), "--force"]

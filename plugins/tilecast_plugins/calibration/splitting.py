@@ -1,12 +1,12 @@
 """Finds how the second half of a dual-view camera lies on the first, from a picture of beads seen in both.
 
-Beads are bright points: maxima of the smoothed half that stand out of its noise, each placed to a fraction of a pixel by
-its centre of mass. The halves are brought together roughly by the shift at which they correlate best; then each bead is
-matched with the nearest one of the other half, and an affine transform is fitted to the pairs, again and again, without
-those that lie far off. Its residual says what to believe of it.
+Beads are bright points: maxima of the smoothed half that stand out of its noise, each placed to a fraction of a pixel
+by its centre of mass. The halves are brought together roughly by the shift at which they correlate best; then each
+bead is matched with the nearest one of the other half, and an affine transform is fitted to the pairs, again and
+again, without those that lie far off. Its residual says what to believe of it.
 
-Coordinates are (row, col) in pixels, of pixel centres: the centre of the first pixel is (0, 0). The transform leads from
-a pixel of the first half to the place of the same specimen in the second: `place = matrix @ (row, col) + shift`.
+Coordinates are (row, col) in pixels, of pixel centres: the centre of the first pixel is (0, 0). The transform leads
+from a pixel of the first half to the place of the same specimen in the second: `place = matrix @ (row, col) + shift`.
 
 Examples
 --------

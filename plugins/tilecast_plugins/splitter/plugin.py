@@ -54,7 +54,7 @@ def tilecast_run_starting(run: RunStart, options: SplitterOptions) -> FrameStep 
 
 
 @hookimpl
-def tilecast_make_images(step: FrameStep, shape: tuple[int, int], dtype: str) -> MakeImages:
+def tilecast_make_images(step: FrameStep, dtype: str) -> MakeImages:
     """Both views of a frame, from what was frozen."""
     transform = Transform.from_dict(step.settings)
     row0, col0, height, width = step.settings["view"]

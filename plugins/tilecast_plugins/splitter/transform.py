@@ -1,7 +1,7 @@
 """How the second half of a dual-view camera lies on the first: what `tilecast calibrate split` writes down.
 
-A JSON file, so that people can read it. `matrix` and `shift_px` lead from (row, col) of a pixel of the first half to the
-place of the same specimen in the second, after that has been mirrored back.
+A JSON file, so that people can read it. `matrix` and `shift_px` lead from (row, col) of a pixel of the first half to
+the place of the same specimen in the second, after that has been mirrored back.
 
 >>> Transform().half_of((4, 10)), Transform(halves="top-bottom").half_of((4, 10))
 ((4, 5), (2, 10))
