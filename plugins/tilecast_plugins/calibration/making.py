@@ -107,8 +107,8 @@ def _make_dark(asked: Asked, invocation: Any) -> Iterator[str]:
     yield f"median of {len(kept)} frames: {np.median(dark):.6g} grey levels, from {dark.min():.6g} to {dark.max():.6g}"
     if outliers.any():
         yield (
-            f"{int(outliers.sum())} pixels stand out by more than 20 times the noise: they may be hot; an image that is "
-            "1 there and 0 elsewhere is `hot` in cameras.toml"
+            f"{int(outliers.sum())} pixels stand out by more than 20 times the noise: they may be hot; an image that "
+            "is 1 there and 0 elsewhere is `hot` in cameras.toml"
         )
     if dark.max() > 20 * max(1.0, float(np.median(dark))) and not outliers.any():
         yield "these frames look as if there was light: take them with the shutter closed"
@@ -163,8 +163,8 @@ def _of_field(found: Estimate) -> str:
 
 def _of_overlaps(found: Estimate) -> Iterator[str]:
     if not found.n_overlaps:
-        yield "no frames overlap: the field is from the mean of all frames alone, and may show something of the
-        specimen" return
+        yield "no frames overlap: the field is from the mean of all frames alone, and may show something of them"
+        return
     times = found.improvement
     yield (
         f"differences in {found.n_overlaps} overlaps: {found.before:.4g} grey levels before, {found.after:.4g} after: "
