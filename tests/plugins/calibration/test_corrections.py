@@ -22,9 +22,7 @@ def images(low: float, high: float) -> st.SearchStrategy[NDArray[np.float32]]:
     return values.map(lambda found: np.array(found, np.float32).reshape(SHAPE))
 
 
-@given(
-    frame=images(0, 65535), dark=images(0, 200), flat=images(0.5, 2), dtype=st.sampled_from(["|u1", "<u2", "<f4"])
-)
+@given(frame=images(0, 65535), dark=images(0, 200), flat=images(0.5, 2), dtype=st.sampled_from(["|u1", "<u2", "<f4"]))
 def test_dark_and_flat_are_those_of_the_daemon_bit_for_bit(
     frame: NDArray[Any], dark: NDArray[Any], flat: NDArray[Any], dtype: str
 ) -> None:
@@ -47,9 +45,7 @@ def test_numbers_are_images_of_one_value(frame: NDArray[Any], dark: float, gain:
 
 
 @given(frame=images(10, 1000), where=st.tuples(st.integers(0, 4), st.integers(0, 6)))
-def test_a_hot_pixel_becomes_the_median_of_its_good_neighbours(
-    frame: NDArray[Any], where: tuple[int, int]
-) -> None:
+def test_a_hot_pixel_becomes_the_median_of_its_good_neighbours(frame: NDArray[Any], where: tuple[int, int]) -> None:
     hot = np.zeros(SHAPE)
     hot[where] = 1
     value = check("hot", hot)
