@@ -140,7 +140,8 @@ def replaced(self, target):
     return result
 Path.replace = replaced
 
-wanted = rebuild.Refreeze(Plugins([("calibration", plugin)]), flat, dark=rebuild.Source(), flat=rebuild.Source(flat, "flat"))
+dark, field = rebuild.Source(), rebuild.Source(flat, "flat")
+wanted = rebuild.Refreeze(Plugins([("calibration", plugin)]), flat, dark=dark, flat=field)
 rebuild.rebuild_run(folder, refreeze=wanted, progress=when_blending)
 """
 

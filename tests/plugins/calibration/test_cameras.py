@@ -205,3 +205,31 @@ def test_a_flat_field_is_estimated_when_a_run_ends_and_applied_by_a_rebuild(
     tilecast("rebuild", run, "--flat", file, "--set", f"store.path={daemon.root}")
     after = daemon.mosaic(run)[0].astype(float) / whole
     assert after.std() / after.mean() < 0.1 * before.std() / before.mean()
+
+
+def test_an_open_run_gets_another_calibration_while_frames_come(tilecast_daemon: StartDaemon, tmp_path: Path) -> None:
+    folder = tmp_path / "calibrations"
+    folder.mkdir()
+    np.save(folder / "flat.npy", np.where(PIXELS % 2, 1.5, 0.5))
+    (tmp_path / "elsewhere").mkdir()
+    np.save(tmp_path / "elsewhere" / "other.npy", np.ones(SHAPE))
+    daemon = tilecast_daemon(**{"calibration.path": str(folder), "blend.mode": "newest"})
+    daemon_is = ["--set", f"store.path={daemon.root}", "--set", f"query={daemon.endpoints['query']}"]
+    daemon_is += ["--set", f"calibration.path={folder}"]
+    with daemon.publisher() as publisher:
+        run = publisher.start("open", shape=SHAPE, dtype="<u2", px_um=(1.0, 1.0))
+        publisher.image(PIXELS, pos_um=(32.0, 24.0))
+        publisher.flush()
+        said = tilecast("rebuild", run, "--flat", tmp_path / "elsewhere" / "other.npy", *daemon_is, code=2)
+        assert "its daemon takes calibrations from its own folder alone: copy other.npy to" in said
+        assert "there is no flat named '40x'" in tilecast("rebuild", run, "--flat", "40x", *daemon_is, code=2)
+        tilecast("rebuild", run, "--flat", folder / "flat.npy", *daemon_is)
+        publisher.image(PIXELS, pos_um=(132.0, 24.0))
+        publisher.end()
+        publisher.flush()
+    daemon.finish()
+    pixels, _ = daemon.mosaic(run)
+    expected = np.rint(PIXELS * np.where(PIXELS % 2, 2 / 3, 2).astype(np.float32))
+    np.testing.assert_array_equal(pixels[:, :64], expected)
+    np.testing.assert_array_equal(pixels[:, 100:], expected)
+    tilecast("fsck", run, *daemon_is[:2])

@@ -28,7 +28,7 @@ def test_a_plane_stays_a_plane(kind: Interpolation, numbers: tuple[float, ...], 
     grid = grid_of(numbers, kind)
     rows, cols = np.indices(SHAPE).astype(float)
     image = plane[0] * rows + plane[1] * cols + plane[2]
-    at = np.stack(np.indices(grid.shape), -1) + (grid.row0, grid.col0)
+    at = np.stack(np.indices(grid.shape), -1) + np.array([grid.row0, grid.col0])
     places = at @ grid.matrix.T + grid.shift_px
     expected = plane[0] * places[..., 0] + plane[1] * places[..., 1] + plane[2]
     np.testing.assert_allclose(grid.sample(image), expected, atol=1e-9 * (1 + np.abs(image).max()))
@@ -38,7 +38,7 @@ def test_a_plane_stays_a_plane(kind: Interpolation, numbers: tuple[float, ...], 
 def test_cubic_keeps_parabolas(numbers: tuple[float, ...]) -> None:
     grid = grid_of(numbers, "cubic")
     rows, cols = np.indices(SHAPE).astype(float)
-    at = np.stack(np.indices(grid.shape), -1) + (grid.row0, grid.col0)
+    at = np.stack(np.indices(grid.shape), -1) + np.array([grid.row0, grid.col0])
     places = at @ grid.matrix.T + grid.shift_px
     found = grid.sample(rows**2 - 2 * cols**2)
     np.testing.assert_allclose(found, places[..., 0] ** 2 - 2 * places[..., 1] ** 2, atol=1e-8)

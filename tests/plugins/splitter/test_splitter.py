@@ -132,7 +132,7 @@ def scanned(daemon: DaemonUnderTest, scan: TestScan) -> str:
 
 def test_a_camera_is_split_by_the_transform_of_its_beads(tilecast_daemon: StartDaemon, tmp_path: Path) -> None:
     places = spread(5)
-    tifffile.imwrite(tmp_path / "beads.tif", np.hstack([picture(places, 1), picture(places + (2, -3), 2)]))
+    tifffile.imwrite(tmp_path / "beads.tif", np.hstack([picture(places, 1), picture(places + np.array([2, -3]), 2)]))
     file = tmp_path / "dual.json"
     said = tilecast("calibrate", "split", tmp_path / "beads.tif", "--out", file)
     assert "beads agree to 0." in said
@@ -178,6 +178,6 @@ def test_a_camera_is_split_by_the_transform_of_its_beads(tilecast_daemon: StartD
 
 def test_a_start_that_cannot_be_split_is_refused_with_the_reason(tilecast_daemon: StartDaemon) -> None:
     daemon = tilecast_daemon(**{"plugins.splitter.streams": "dual"})
-    with pytest.raises(RejectedError, match="the plugin splitter refuses the run: .* 63 columns have no halves"):
+    with pytest.raises(RejectedError, match=r"the plugin splitter refuses the run: .* 63 columns have no halves"):
         scanned(daemon, TestScan(shape=(64, 63)))
     daemon.finish()
