@@ -168,7 +168,9 @@ def test_its_command_and_tilecast_plugins(example: dict[str, str], start: StartD
     nobody = ["--set", "query="]
     found = json.loads(tilecast(example, "plugins", "--json", *nobody, "--set", "plugins.example.enabled=false"))
     states = {plugin["name"]: plugin["state"] for plugin in found["plugins"]}
-    assert states == {"calibration": "enabled", "example": "off"}
+    assert states.pop("example") == "off"
+    assert "calibration" in states
+    assert set(states.values()) == {"enabled"}
     assert not found["daemon"]
     daemon = start(**{"plugins.trace": "true"})
     run = scanned(daemon)

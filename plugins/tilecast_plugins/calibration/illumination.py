@@ -149,7 +149,7 @@ def estimate(
         weighted += by_frames[0] / by_frames[1]
     told = _told_by_overlaps(blocks, least)
     if told is not None:
-        coefficients, covariance, rate = _from_overlaps(*told, shape, degree, bleaching)
+        coefficients, covariance, rate = _from_overlaps(told, shape, degree, bleaching)
         inverse = np.linalg.inv(covariance)
         precision += inverse
         weighted += inverse @ coefficients
