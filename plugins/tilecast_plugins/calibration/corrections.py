@@ -151,4 +151,5 @@ def _median_of_good(values: NDArray[np.float32], good: NDArray[np.bool_]) -> NDA
     count = good.sum(axis=1)
     each = np.arange(len(values))
     low, high = ordered[each, (count - 1) // 2], ordered[each, count // 2]
-    return (low + high) * np.float32(0.5)
+    middle: NDArray[np.float32] = (low + high) * np.float32(0.5)
+    return middle

@@ -149,11 +149,11 @@ def estimate(
         weighted += by_frames[0] / by_frames[1]
     told = _told_by_overlaps(blocks, least)
     if told is not None:
-        coefficients, covariance, rate = _from_overlaps(told, shape, degree, bleaching)
+        by_overlaps, covariance, rate = _from_overlaps(told, shape, degree, bleaching)
         inverse = np.linalg.inv(covariance)
         precision += inverse
-        weighted += inverse @ coefficients
-    coefficients = np.linalg.solve(precision, weighted)
+        weighted += inverse @ by_overlaps
+    coefficients: Floats = np.linalg.solve(precision, weighted).astype(np.float64)
     logarithm = _surface(coefficients, shape, degree)
     found = np.exp(logarithm - logarithm.mean())
     found /= found.mean()
@@ -252,7 +252,7 @@ def _compare(
 ) -> None:
     values = [_block_means(frame[part]) for frame, part in zip(frames, cut, strict=True)]
     height, width = values[0].shape
-    offsets = np.stack(np.indices((height, width)), -1) * BLOCK + (BLOCK - 1) / 2
+    offsets = np.moveaxis(np.indices((height, width)), 0, -1) * BLOCK + (BLOCK - 1) / 2
     places = [offsets + np.array([part[0].start, part[1].start]) for part in cut]
     middle = np.log(np.maximum(np.mean(values, 0), 1e-6))
     slope_row, slope_col = np.gradient(middle) if min(height, width) > 1 else (np.zeros_like(middle),) * 2
@@ -310,19 +310,24 @@ def _from_overlaps(told: _Told, shape: tuple[int, int], degree: int, bleaching: 
     for _ in range(_ROUNDS):
         weight = robust * told.weight
         normal = (design * weight[:, None]).T @ design / scale**2 + prior
-        found = np.linalg.solve(normal, (design * weight[:, None]).T @ told.difference / scale**2)
+        found = _solved(normal, (design * weight[:, None]).T @ told.difference / scale**2)
         rest = (told.difference - design @ found) * np.sqrt(told.weight)
         scale = 1.4826 * float(np.median(np.abs(rest))) + 1e-6
         robust = 1 / (1 + (rest / scale) ** 2)
     weight = robust * told.weight
     normal = (design * weight[:, None]).T @ design / scale**2 + prior
-    inverse = np.linalg.inv(normal)
+    inverse = _solved(normal, np.eye(len(normal)))
     # Blocks of one overlap share its error of position: the scatter counts from overlap to overlap, not block to block.
     scores = np.zeros((told.n_overlaps, design.shape[1]))
     np.add.at(scores, told.overlap, design * (weight * (told.difference - design @ found) / scale**2)[:, None])
     covariance = inverse @ (scores.T @ scores) @ inverse + inverse
     rate = float(found[n_forms]) if bleaching else 0.0
     return found[:n_forms], covariance[:n_forms, :n_forms], rate
+
+
+def _solved(matrix: Floats, right: Floats) -> Floats:
+    solution: Floats = np.linalg.solve(matrix, right).astype(np.float64)
+    return solution
 
 
 def _from_frames(stack: Floats, design: Floats, least: float) -> tuple[Floats, Floats | None]:

@@ -169,5 +169,5 @@ def _nearest(ours: Floats, theirs: Floats, within: float) -> NDArray[np.int64]:
 
 def _fit(ours: Floats, theirs: Floats) -> tuple[Floats, Floats]:
     design = np.column_stack([ours, np.ones(len(ours))])
-    solution = np.linalg.lstsq(design, theirs, rcond=None)[0]
+    solution: Floats = np.linalg.lstsq(design, theirs, rcond=None)[0].astype(np.float64)
     return solution[:2].T, solution[2]
