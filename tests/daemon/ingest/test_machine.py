@@ -1169,5 +1169,5 @@ def test_a_run_whose_journal_failed_is_passed_over() -> None:
 
 
 def test_reasons_all_have_a_sentence() -> None:
-    reasons = {joining.NO_LATER, joining.NO_EARLIER, joining.GAP, joining.MOVING, joining.NOT_KEPT}
+    reasons = {joining.NO_LATER, joining.NO_EARLIER, joining.GAP, joining.MOVING, joining.AFTER_MOVE, joining.NOT_KEPT}
     assert reasons | {live_run.BAD_STATUS, live_run.NO_POSITION, live_run.CALIBRATION} == set(live_run.UNPLACED_BECAUSE)

@@ -150,7 +150,7 @@ rebuild.rebuild_run(folder, refreeze=wanted, progress=when_blending)
 def test_killed_at_any_moment_one_of_the_two_holds(tmp_path: Path, flat: Path, where: str) -> None:
     made = record(tmp_path / "runs", dark=DARK)
     rebuild_run(made.folder)
-    done = subprocess.run([sys.executable, "-c", _KILLED, where, made.folder, flat], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", _KILLED, where, made.folder, flat], check=False, timeout=100)
     assert done.returncode == -signal.SIGKILL
     is_new = where in ("after the swap", "settled")
     pixels = corrected(made, flat=np.load(flat / "flat.npy")) if is_new else corrected(made, dark=DARK)
@@ -170,7 +170,7 @@ def test_killed_at_any_moment_one_of_the_two_holds(tmp_path: Path, flat: Path, w
 def test_a_copy_of_what_a_kill_left_reads_the_same(tmp_path: Path, flat: Path) -> None:
     made = record(tmp_path / "runs", dark=DARK)
     rebuild_run(made.folder)
-    subprocess.run([sys.executable, "-c", _KILLED, "after the swap", made.folder, flat], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", _KILLED, "after the swap", made.folder, flat], check=False, timeout=100)
     assert (made.folder / runs.PENDING_NAME).exists()
     pending = json.loads((made.folder / runs.PENDING_NAME).read_text())
     assert runs.read_frozen(made.folder).calibration == pending["calibration"]
