@@ -78,7 +78,10 @@ def command(
             with daemon_of(config, folder, locked) as daemon:
                 words = {
                     role: _known_to_the_daemon(f"--{role}", source, calibrations)
-                    for role, source in (("dark", refreeze and refreeze.dark), ("flat", refreeze and refreeze.flat))
+                    for role, source in (
+                        ("dark", refreeze.dark if refreeze else None),
+                        ("flat", refreeze.flat if refreeze else None),
+                    )
                 }
                 click.echo("the run is open; the daemon is asked to rebuild it", err=True)
                 daemon.rebuild(folder.name, blend=blend, rejoin=rejoin, **words, steps=steps is not None)
