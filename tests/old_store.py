@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from tilecast.store import migrations
-from tilecast.store.sqlite_check import blob_crc32
+from tilecast.store.tile_file import blob_crc32
 from tilecast.store.tile_store import StoredTile
 
 

@@ -222,6 +222,10 @@ class TileSource(Protocol):
         """The tile as last committed; None if there is none."""
 
 
+_NO_QUEUE, _ENCLOSED, _PLAIN, _COSTLY = -1, 0, 1, 2
+_ALL_QUIET = 0b1111
+
+
 @dataclass(slots=True, eq=False)
 class _Tile:
     """What is in memory of one tile. Base and upper tiles share it; the latter have no state and no frames."""
@@ -235,11 +239,14 @@ class _Tile:
     solo: Placement | None = None  # the one that does, if it is one
     last: tuple[int, int] = (-1, -1)  # highest journal order among them
     exists: bool | None = False  # whether the store, or a batch on its way there, has a version; None: ask the store
-    enclosed: bool = False  # has frames all around it
+    enclosed: bool = False  # has frames all around it; of an upper tile: all four below it are
+    quiet: int = 0  # of an upper tile: a bit for each of those four, as last reduced
     batch: int = 0  # number of the uncommitted batch that its newest version is, or will be, part of; 0 if committed
     nbytes: int = 0
     pinned: int = 0
-    queue: OrderedDict[Any, Any] | None = None  # of what can be dropped, if it is there
+    # Of what can be dropped, if it is there: its number, not the queue, which holds this tile. Such a circle, with all
+    # its pixels, would stay in memory for long after the pyramid has gone.
+    queue: int = _NO_QUEUE
 
 
 @dataclass(slots=True, eq=False)
@@ -319,6 +326,7 @@ class Pyramid:
         self._enclosed: OrderedDict[Address, _Tile] = OrderedDict()
         self._plain: OrderedDict[Address, _Tile] = OrderedDict()
         self._costly: OrderedDict[Address | tuple[int, int], _Tile | _LoadedFrame] = OrderedDict()
+        self._queues: tuple[OrderedDict[Any, Any], ...] = (self._enclosed, self._plain, self._costly)
         self._held_bytes = 0
         self._pinned_bytes = 0
         self._evictions = self._rebuilds = self._frames_loaded = self._hits = self._misses = 0
@@ -668,11 +676,15 @@ class Pyramid:
                 self._misses += 1
                 tile = (self._read(address) if self._may_exist(address) else None) or _Tile(address)
                 self._keep(tile)
-            _unqueue(tile)
+            self._unqueue(tile)
             parts = [
                 reduction.Child(*_half_of(child), child.pixels if child.exists else None, child.mask)
                 for child in children
             ]
+            for child in children:
+                bit = 1 << 2 * (child.address[1].row & 1) + (child.address[1].col & 1)
+                tile.quiet = tile.quiet | bit if child.enclosed else tile.quiet & ~bit
+            tile.enclosed = tile.quiet == _ALL_QUIET
             tiles.append(tile)
             jobs.append(reduction.Family(tile.pixels, tile.mask, parts))
         reduction.reduce_families(jobs, self._dtype, self._size)
@@ -781,7 +793,7 @@ class Pyramid:
         self._account(tile)
         self._held_bytes -= tile.nbytes
         del self._tiles[tile.address]
-        _unqueue(tile)
+        self._unqueue(tile)
 
     def _account(self, tile: _Tile) -> None:
         """Count a tile's memory anew."""
@@ -802,7 +814,7 @@ class Pyramid:
         for key in keys:
             tile = self._tiles.get((plane, key))
             if tile is not None:
-                _unqueue(tile)
+                self._unqueue(tile)
 
     def _release(self, plane: PlaneKey, keys: list[TileKey]) -> None:
         """Let them go again, as the most recently used."""
@@ -812,16 +824,22 @@ class Pyramid:
 
     def _use(self, tile: _Tile) -> None:
         """Count a tile as the most recently used, if anything of it can be dropped."""
-        _unqueue(tile)
+        self._unqueue(tile)
         if tile.state is None and tile.batch:
             return
         if tile.enclosed:
-            tile.queue = self._enclosed
+            tile.queue = _ENCLOSED
         elif tile.state is not None:
-            tile.queue = self._costly
+            tile.queue = _COSTLY
         else:
-            tile.queue = self._plain
-        tile.queue[tile.address] = tile
+            tile.queue = _PLAIN
+        self._queues[tile.queue][tile.address] = tile
+
+    def _unqueue(self, tile: _Tile) -> None:
+        """Do not count a tile among those that can be dropped."""
+        if tile.queue != _NO_QUEUE:
+            del self._queues[tile.queue][tile.address]
+            tile.queue = _NO_QUEUE
 
     def _shrink(self) -> None:
         """Drop what can be had again cheaply, then what has not been used for longest, until the budget holds."""
@@ -841,7 +859,7 @@ class Pyramid:
                 self._held_bytes -= oldest.nbytes
                 del self._loaded[oldest.id]
                 continue
-            oldest.queue = None
+            oldest.queue = _NO_QUEUE
             if oldest.batch:
                 oldest.state = None
                 self._account(oldest)
@@ -868,13 +886,6 @@ class Pyramid:
                 f"got {pixels.shape} of {pixels.dtype.str}"
             )
         return kernels.read_only(pixels)
-
-
-def _unqueue(tile: _Tile) -> None:
-    """Do not count a tile among those that can be dropped."""
-    if tile.queue is not None:
-        del tile.queue[tile.address]
-        tile.queue = None
 
 
 def _half_of(child: _Tile) -> tuple[int, int]:

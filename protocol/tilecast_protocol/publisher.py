@@ -454,6 +454,7 @@ class Publisher:
         reason: Literal["done", "abort", "error"] = "done",
         *,
         run: str | None = None,
+        n_sent: int | None = None,
         n_camera_dropped: int | None = None,
         user: Mapping[str, Any] | None = None,
     ) -> None:
@@ -465,6 +466,9 @@ class Publisher:
             Why.
         run : str, optional
             Which; the one begun last if it is left out.
+        n_sent : int, optional
+            How many frames there were, if not all that were numbered have been given to `image`: those after the last
+            one are then reported missing, too.
         n_camera_dropped : int, optional
             Frames that the camera or its driver is known to have lost.
         user : mapping, optional
@@ -483,7 +487,7 @@ class Publisher:
                 **self._envelope(),
                 run=run,
                 reason=reason,
-                n_sent=known.next_frame,
+                n_sent=known.next_frame if n_sent is None else n_sent,
                 n_camera_dropped=n_camera_dropped,
                 user=dict(user or {}),
             )
@@ -596,6 +600,12 @@ class Publisher:
         """Messages that are not settled."""
         with self._outbox.changed:
             return self._outbox.window.n_messages
+
+    @property
+    def n_unsettled_images(self) -> int:
+        """How many of them are images: the last ones that were given."""
+        with self._outbox.changed:
+            return self._outbox.window.n_images
 
     @property
     def rejected(self) -> list[Rejected]:

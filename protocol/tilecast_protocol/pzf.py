@@ -686,7 +686,8 @@ def encode_images(
     Returns
     -------
     list of memoryview
-        n records, read-only; they share their memory, which is freed with the last of them.
+        n records, read-only; they share their memory, which is freed with the last of them. If they are large, the
+        first begins at a page boundary, as that of `encode_image`.
 
     Raises
     ------
@@ -717,7 +718,7 @@ def encode_images(
     records: list[memoryview] = []
     for first in range(0, len(stack), most):
         part = addresses[first : first + most]
-        out = np.empty(part.size * (len(header) + nbytes) + spare, np.uint8)
+        out = _at_page(part.size * (len(header) + nbytes) + spare)
         kernels.encode_records(
             part, nbytes, header_bytes, _COMPRESSION_AT, DATA_COMP_HUFFCODE, out, ends,
             scratch.pair_counts, scratch.joined, scratch.codes, scratch.tree, scratch.shared_joined,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -93,7 +94,9 @@ def test_a_run_is_ended_and_the_list_says_so_at_once(page: Page, station: Statio
     agree(page, "POST")
     item_says(page, scan, "ended")
     page.wait_for_function("() => document.getElementById('run-state').textContent.startsWith('ended')")
-    assert "1 of 3 frames" in page.locator("#report").inner_text()
+    text = page.locator("#report").inner_text()
+    assert re.search(r"Received\s+1 of 3 frames", text)
+    assert re.search(r"Ended\s+abort", text)
     with station.client() as client:
         assert client.run(scan.run)["state"] in ("ended", "sealed")
 

@@ -532,6 +532,25 @@ class TestMemory:
             assert mosaic.pyramid.stats().evictions > 0
             mosaic.check()
 
+    def test_what_the_next_row_will_touch_stays_in_memory(self) -> None:
+        """Of a row of frames: what is inside it, and above that, goes first; else each frame waits for the disk."""
+        outside, shape, step, columns = MemorySources(), (256, 256), 230, 25
+        settings = PyramidSettings("<u2", "feather", tile_size=32, feather_px=10)
+        pyramid = Pyramid(settings, budget_bytes=4 << 20, placements=outside, frames=outside, tiles=outside)
+        pixels = noise(0, shape)
+        of_the_first_row = 0
+        for i in range(3 * columns):
+            row, col = divmod(i, columns)
+            pyramid.add(placed(i, step * row, step * (col if row % 2 == 0 else columns - 1 - col), shape), pixels)
+            batch = pyramid.flush()
+            assert batch is not None
+            outside.commit(batch)
+            pyramid.committed(batch.number)
+            if i == columns:
+                of_the_first_row = outside.reads
+        assert pyramid.stats().evictions > 0
+        assert outside.reads - of_the_first_row < 2 * columns * 2  # it was seven for each frame
+
     def test_what_is_counted_is_what_is_held(self) -> None:
         mosaic = LiveMosaic()
         run(mosaic, (24, 24), serpentine(3, 3, (20, 20)))
@@ -819,3 +838,35 @@ class TestPlantedBugs:
             if i == 256:
                 assert mosaic.problems() == []
         assert mosaic.problems()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_pyramid_that_nobody_has_any_more_leaves_no_pixel_in_memory(budget: str) -> None:
+    """At once, not when Python next looks for circles: a daemon would hold a whole budget for each run that ended."""
+    outside = MemorySources()
+    mosaic = Pyramid(
+        PyramidSettings("<u2", "feather", 16),
+        budget_bytes=BUDGETS[budget],
+        placements=outside,
+        frames=outside,
+        tiles=outside,
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        for i, (row, col) in enumerate(serpentine(3, 3, (20, 25))):
+            frame = placed(i, row, col, (24, 30))
+            outside.frames[frame.id] = noise(i, (24, 30), "<u2")
+            mosaic.add(frame, outside.frames[frame.id])
+            batch = mosaic.flush()
+            assert batch is not None
+            outside.commit(batch)
+            mosaic.committed(batch.number)
+        del batch
+        tiles = [weakref.ref(tile.pixels) for tile in mosaic._tiles.values() if tile.pixels is not None]
+        held, outside = weakref.ref(mosaic), MemorySources()
+        del mosaic
+        assert held() is None
+        assert [tile for tile in tiles if tile() is not None] == []
+    finally:
+        gc.enable()

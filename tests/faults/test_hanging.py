@@ -29,6 +29,18 @@ WATCHDOG_S = 6
 """It is called hanging after half of that."""
 
 
+MONITORED = IMPATIENT | {"metrics.listen": "127.0.0.1:0"}
+
+
+def held_up(folder: Path, gate: Path, call: str, held: str) -> dict[str, str]:
+    """The environment of a daemon: while the gate is there its writes, or syncs, of some files do not come back."""
+    shim = compiled_shim(folder)
+    if shim is None:
+        pytest.skip("needs Linux and a C compiler (cc), to stand between a process and its disk")
+    environ = {"LD_PRELOAD": str(shim), "DISK_SHIM_GATE": str(gate)}
+    return environ | {"DISK_SHIM_CALLS": call, "DISK_SHIM_HELD": held}
+
+
 def ask(daemon: DaemonProcess, path: str) -> tuple[int, str]:
     """Status and text of a check."""
     try:
@@ -69,22 +81,14 @@ def hear(manager: socket.socket, text: str) -> str:
 def test_who_hangs_is_named_and_the_watchdog_is_not_fed(
     manager: socket.socket, tmp_path: Path, stage: str, call: str, held: str
 ) -> None:
-    shim = compiled_shim(tmp_path)
-    if shim is None:
-        pytest.skip("needs Linux and a C compiler (cc), to stand between a process and its disk")
     gate = tmp_path / "gate"
-    environ = {
-        "LD_PRELOAD": str(shim),
-        "DISK_SHIM_GATE": str(gate),
-        "DISK_SHIM_CALLS": call,
-        "DISK_SHIM_HELD": held,
+    environ = held_up(tmp_path, gate, call, held) | {
         "NOTIFY_SOCKET": manager.getsockname(),
         "WATCHDOG_USEC": f"{WATCHDOG_S}000000",
     }
-    settings = IMPATIENT | {"metrics.listen": "127.0.0.1:0"}
     sent = pictures(5, 12)
     with (
-        DaemonProcess(tmp_path / "runs", settings=settings, environ=environ) as daemon,
+        DaemonProcess(tmp_path / "runs", settings=MONITORED, environ=environ) as daemon,
         Publisher(daemon.endpoints["ingest.ack"], instrument="scope", stream="cam", timeout_s=PATIENCE_S) as publisher,
         Client(None, daemon.endpoints["query"], timeout_s=PATIENCE_S) as client,
     ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,6 +37,11 @@ SHAPE = (24, 30)
 
 PX_UM = (0.5, 0.25)
 """A pixel, x and y."""
+
+
+def built_in_plugins() -> set[str]:
+    """Names of the plugins that come with tilecast."""
+    return {entry.name for entry in distribution("tilecast").entry_points if entry.group == "tilecast.plugins"}
 
 
 def new_uuid() -> str:

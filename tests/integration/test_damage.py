@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from damaged_store import spoil_tiles
+from damaged_store import change_bits, spoil_tiles
 from integration.conftest import IMPATIENT, StartDaemon
 from integration.scanning import assert_holds, endpoints, pictures, serpentine, tilecast
 from integration.stored import assert_same, stored_mosaic
@@ -169,7 +170,18 @@ def test_a_writer_that_is_killed_holds_nothing(held: tuple[DaemonProcess, Old]) 
     assert_same(stored_mosaic(old.folder), old.mosaic)
 
 
-def test_a_run_that_meets_damage_is_repaired_and_goes_on(start_daemon: StartDaemon, tmp_path: Path) -> None:
+def spoil_pixels(folder: Path) -> None:
+    """Change two bits in each tile: most can be read all the same, and would show other pixels."""
+    with SqliteReader(folder) as reader:
+        keys = [stamp.key for stamp in reader.snapshot().tiles]
+    for key in keys:
+        change_bits(folder, key)
+
+
+@pytest.mark.parametrize("decay", [spoil_tiles, spoil_pixels])
+def test_a_run_that_meets_damage_is_repaired_and_goes_on(
+    start_daemon: StartDaemon, tmp_path: Path, decay: Callable[[Path], None]
+) -> None:
     sent = pictures(7, 12)
     with endpoints() as fixed:
         daemon = start_daemon(**(IMPATIENT | fixed))
@@ -183,7 +195,7 @@ def test_a_run_that_meets_damage_is_repaired_and_goes_on(start_daemon: StartDaem
                 publisher.image(sent[frame], frame=frame, pos_um=centre_um(*serpentine(frame)))
             publisher.flush()
             assert daemon.stop() == 0
-            spoil_tiles(folder)
+            decay(folder)
             daemon.start()
             started_ns = time.time_ns()
             watch.until(lambda m: isinstance(m, DaemonHeartbeat) and m.t_ns > started_ns, "a word of the new daemon")

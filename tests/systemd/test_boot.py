@@ -147,7 +147,8 @@ def fetch(machine: Machine, address: str) -> tuple[int, bytes]:
     """What a browser on the machine is answered: status and body; 0 if nobody answers."""
     asking = (
         "import sys, urllib.error, urllib.request\n"
-        "try: status, body = (lambda answer: (answer.status, answer.read()))(urllib.request.urlopen(sys.argv[1]))\n"
+        "ask = lambda: urllib.request.urlopen(sys.argv[1], timeout=20)\n"
+        "try: status, body = (lambda answer: (answer.status, answer.read()))(ask())\n"
         "except urllib.error.HTTPError as error: status, body = error.code, error.read()\n"
         "except OSError as error: status, body = 0, str(error).encode()\n"
         "sys.stdout.buffer.write(b'%d\\n' % status + body)"
@@ -174,8 +175,12 @@ def see_run(machine: Machine, run: str, sent: Pixels) -> dict[str, Any]:
     assert status == 200, body
     pixels = np.frombuffer(body, "<u2").reshape(row1 - row0, col1 - col0)
     np.testing.assert_array_equal(pixels, sent[0][row0:row1, col0:col1])
-    status, body = fetch(machine, f"{WEB}/runs/{run}/tiles/{found['epoch']}/0/0/0/0/0/0.png")
-    assert (status, body[:4]) == (200, b"\x89PNG")
+
+    def tile() -> tuple[int, bytes]:  # addresses change while the canvas grows
+        epoch = json.loads(fetch(machine, f"{WEB}/runs/{run}")[1])["epoch"]
+        return fetch(machine, f"{WEB}/runs/{run}/tiles/{epoch}/0/0/0/0/0/0.png")
+
+    assert until(tile, lambda answer: answer[0] == 200)[1].startswith(b"\x89PNG")
     return found
 
 

@@ -135,14 +135,15 @@ def check_kernels(_config: Config, _camera: Camera | None) -> Iterator[Finding]:
     except RuntimeError as error:
         yield Finding(check="numba cache", verdict=Verdict.FAIL, found=str(error), advice=advice)
         return
-    for path in folders:
-        if not _can_write(path):
-            found = f"{path} cannot be written: kernels are compiled anew at each start, {ON_FIRST_USE}"
-            yield Finding(check="numba cache", verdict=Verdict.WARN, found=found, advice=advice)
-        else:
-            compiled = len(list(path.glob("*.nbc"))) if path.is_dir() else 0
-            what = f"{compiled} compiled kernels in it" if compiled else f"empty: the first start takes {ON_FIRST_USE}"
-            yield Finding(check="numba cache", verdict=Verdict.OK, found=f"{path} can be written; {what}")
+    shown = " and ".join(map(str, folders))
+    closed = [path for path in folders if not _can_write(path)]
+    if closed:
+        found = f"{' and '.join(map(str, closed))} cannot be written: kernels are compiled anew at each start"
+        yield Finding(check="numba cache", verdict=Verdict.WARN, found=f"{found}, {ON_FIRST_USE}", advice=advice)
+    else:
+        compiled = sum(len(list(path.glob("*.nbc"))) for path in folders if path.is_dir())
+        what = f"{compiled} compiled kernels in it" if compiled else f"empty: the first start takes {ON_FIRST_USE}"
+        yield Finding(check="numba cache", verdict=Verdict.OK, found=f"{shown} can be written; {what}")
 
 
 # ---- disks -----------------------------------------------------------------------------------------------------------

@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from tilecast.commands.common import Invocation, tilecast_command
+
+if TYPE_CHECKING:
+    from tilecast.service.app import Daemon
 
 _SWITCH_INTERVAL_S: Final = 0.0005
 
@@ -34,6 +37,18 @@ def command(invocation: Invocation, until_eof: bool) -> None:
       tilecast run
       tilecast run --set store.path=/data/runs --set instrument=confocal-2
     """
+    from tilecast.service.allocator import collector_spared
+
+    with collector_spared():
+        daemon = _load(invocation, until_eof=until_eof)
+    try:
+        daemon.run()
+    except RuntimeError as error:
+        raise click.ClickException(f"{error}; what was acknowledged is safe in the journals, start it again") from error
+
+
+def _load(invocation: Invocation, *, until_eof: bool) -> Daemon:
+    """The daemon, with everything loaded that it will need."""
     from tilecast.service.allocator import keep_freed_memory
     from tilecast.service.app import Daemon
     from tilecast.service.config import load
@@ -53,16 +68,12 @@ def command(invocation: Invocation, until_eof: bool) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with Patience(manager, lambda: "loading kernels; on first use they are compiled"):
         warm_up(modes=sorted({"feather", config.blend.mode}))
-    daemon = Daemon(
+    return Daemon(
         config,
         load_plugins(config),
         reload_config=lambda: load(invocation.config_file, invocation.overrides),
         manager=manager,
     )
-    try:
-        daemon.run()
-    except RuntimeError as error:
-        raise click.ClickException(f"{error}; what was acknowledged is safe in the journals, start it again") from error
 
 
 def _end_with_stdin() -> None:

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from isal import isal_zlib
-
 from tilecast.errors import StoreError
 from tilecast.geometry import PlaneKey, TileKey
 from tilecast.store.sqlite_connection import StoreConnection
-from tilecast.store.tile_file import Extent
+from tilecast.store.tile_file import Extent, blob_crc32
 
 _TICK_STEPS = 1_000_000  # of SQLite's virtual machine, between two ticks: some hundredths of a second
 
@@ -83,14 +81,6 @@ class BadTile(NamedTuple):
     plane: PlaneKey
     key: TileKey
     lost: bool
-
-
-def blob_crc32(*parts: bytes | memoryview | bytearray) -> int:
-    """The checksum that is kept of a tile's bytes."""
-    crc = 0
-    for part in parts:
-        crc = isal_zlib.crc32(part, crc)
-    return crc
 
 
 def contradictions(connection: StoreConnection, on_tick: Callable[[], None] = lambda: None) -> list[str]:

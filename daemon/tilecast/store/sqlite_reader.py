@@ -36,7 +36,7 @@ from tilecast.store.sqlite_connection import (
     tile_file_path,
     wal_path,
 )
-from tilecast.store.tile_file import Extent, disk_nbytes
+from tilecast.store.tile_file import Extent, blob_crc32, disk_nbytes
 from tilecast.store.tile_store import (
     PAGE_ITEMS,
     Changes,
@@ -103,15 +103,22 @@ class SqliteReads(TileReader):
     def tile(self, plane: PlaneKey, key: TileKey) -> StoredTile | None:
         def query(connection: StoreConnection) -> StoredTile | None:
             row = connection.execute(
-                "SELECT t.offset, t.nbytes, t.coverage_nbytes, t.rev FROM planes k JOIN tiles t ON t.plane = k.id"
+                "SELECT t.offset, t.nbytes, t.coverage_nbytes, t.crc32, t.rev"
+                " FROM planes k JOIN tiles t ON t.plane = k.id"
                 " WHERE k.t = ? AND k.c = ? AND k.z = ? AND t.level = ? AND t.row = ? AND t.col = ?",
                 (*plane, *key),
             ).fetchone()
             if row is None:
                 return None
-            offset, nbytes, coverage_nbytes, rev = row
+            offset, nbytes, coverage_nbytes, crc32, rev = row
             # Within the transaction: as long as it lasts these bytes stay where they are.
             blob = connection.tile_file.read(Extent(offset, nbytes))
+            # Else nobody would notice before the next fsck, and the tiles above would take it over.
+            if blob_crc32(blob) != crc32:
+                raise StoreDamagedError(
+                    f"the pixels of {key} in {plane} are damaged (wrong checksum); `tilecast fsck --repair` makes them "
+                    "anew from the frames that cover them"
+                )
             if coverage_nbytes is None:
                 return StoredTile(blob, rev, None)
             return StoredTile(blob[: nbytes - coverage_nbytes], rev, blob[nbytes - coverage_nbytes :])

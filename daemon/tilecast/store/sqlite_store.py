@@ -47,7 +47,6 @@ from tilecast.geometry import Canvas, PlaneKey
 from tilecast.store.checkpointer import WAL_LIMIT_BYTES, Checkpointer
 from tilecast.store.lock import RunLock
 from tilecast.store.migrations import SCHEMA_VERSION, migrate, schema_version
-from tilecast.store.sqlite_check import blob_crc32
 from tilecast.store.sqlite_connection import (
     TILES_NAME,
     StoreConnection,
@@ -60,7 +59,7 @@ from tilecast.store.sqlite_connection import (
     tile_file_path,
 )
 from tilecast.store.sqlite_reader import SqliteReads, heads, plane_number
-from tilecast.store.tile_file import Extent, TileFile, new_name
+from tilecast.store.tile_file import Extent, TileFile, blob_crc32, new_name
 from tilecast.store.tile_store import (
     Commit,
     CommitResult,

@@ -35,6 +35,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from isal import isal_zlib
+
 from tilecast.errors import StoreError
 from tilecast.store.tile_store import StoreDamagedError
 from tilecast_protocol.journal_direct import ALIGNMENT, DirectWriter
@@ -57,6 +59,14 @@ def new_name() -> str:
 def is_name(name: str) -> bool:
     """Whether a database may name its tiles' file so: nothing that leads out of the run's folder."""
     return name.startswith("tiles-") and name.endswith(".bin") and Path(name).name == name
+
+
+def blob_crc32(*parts: bytes | memoryview | bytearray) -> int:
+    """The checksum that the database keeps of a tile's bytes."""
+    crc = 0
+    for part in parts:
+        crc = isal_zlib.crc32(part, crc)
+    return crc
 
 
 def disk_nbytes(path: Path) -> int:

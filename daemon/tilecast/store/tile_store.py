@@ -364,7 +364,7 @@ class TileReader(abc.ABC):
 
     @abc.abstractmethod
     def tile(self, plane: PlaneKey, key: TileKey) -> StoredTile | None:
-        """One tile, or None if there is none."""
+        """One tile, or None if there is none; StoreDamagedError if its bytes are not those that were committed."""
 
     @abc.abstractmethod
     def tile_rev(self, plane: PlaneKey, key: TileKey) -> int | None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import structlog
-import zmq
 
 from tilecast_protocol.client import Client, Resync, TileUpdate
 from tilecast_protocol.errors import TilecastError
@@ -171,11 +170,7 @@ class Newsroom:
             try:
                 with Client(self._notify, None, notices=True) as client:
                     self._hear(client)
-            except (
-                TilecastError,
-                zmq.ZMQError,
-                OSError,
-            ) as error:  # that may change
+            except (TilecastError, ValueError, OSError) as error:  # that may change
                 log.warning("the daemon cannot be heard; trying again", notify=self._notify, error=str(error))
             except Exception as error:
                 log.error("the gateway no longer hears the daemon", error=repr(error), exc_info=error)

@@ -843,7 +843,6 @@ def test_nobody_waits_for_a_thread_that_has_ended(tmp_path: Path) -> None:
         bench.ingester.ask(lambda machine: machine.loaded())
     assert refused.value.code == "busy"
     bench.ingester.wake()  # as the fsync thread, or a store that is late, may still do
-    bench.ingester.emit([b"x"])
 
 
 def test_a_question_that_is_not_come_to_in_time_is_not_asked_later(bench: Bench) -> None:

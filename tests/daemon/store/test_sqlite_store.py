@@ -481,6 +481,9 @@ def test_check_finds_a_flipped_bit_in_a_tile(store: SqliteStore) -> None:
                 "the pixels of TileKey(level=0, row=-3, col=1) in PlaneKey(t=2, c=1, z=5) are damaged "
                 "(wrong checksum); rebuild the run"
             ]
+            with pytest.raises(StoreDamagedError, match=r"wrong checksum.*fsck --repair"):
+                reader.tile(marked.plane, marked.key)
+            assert reader.tile(P0, TileKey(0, 0, 0)) == (a_tile(0, 0).pzf, 1, None)
         tiles.write_bytes(image)
 
 

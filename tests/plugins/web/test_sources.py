@@ -13,15 +13,10 @@ import pytest
 from integration.talking import PATIENCE_S
 from plugins.web.conftest import WebStation, running_web
 from tilecast.geometry import PlaneKey, Rect, TileKey
-from tilecast_plugins.web.sources import (
-    LocalSource,
-    NoDaemonError,
-    RemoteSource,
-    Run,
-    Source,
-    UnknownRunError,
-)
+from tilecast_plugins.run import MAX_CHANNELS, Run
+from tilecast_plugins.web.sources import LocalSource, NoDaemonError, RemoteSource, Source, UnknownRunError
 from tilecast_protocol.errors import DisconnectedError
+from web_views import made_run
 
 P0 = PlaneKey()
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -130,6 +125,33 @@ def test_a_gateway_on_another_machine_serves_the_same_bytes(http: httpx.Client, 
         assert unknown.status_code == 404
         log = httpx.get(f"{web.url}/api/v1/runs/{web_station.scan}/log", timeout=PATIENCE_S)
         assert log.status_code == 501
+
+
+def test_neither_a_huge_number_nor_many_channels_make_a_long_list() -> None:
+    lone = made_run(planes=(PlaneKey(), PlaneKey(0, 2**31 - 1, 0)))
+    assert [(one["c"], one["name"]) for one in lone.channels] == [(0, "channel 0"), (2**31 - 1, f"channel {2**31 - 1}")]
+    assert lone.n_channels == 2**31
+    planned = made_run(planned={"c": 2**31 - 1})
+    assert [one["c"] for one in planned.channels] == list(range(MAX_CHANNELS))
+    many = made_run(planes=tuple(PlaneKey(0, c, 0) for c in range(0, 1000, 2)))
+    assert [one["c"] for one in many.channels] == list(range(0, 2 * MAX_CHANNELS, 2))
+    named = made_run(planes=(PlaneKey(0, 3, 0),), channels=[{"name": "DAPI", "color": "0000ff"}, {}])
+    assert [(one["c"], one["name"]) for one in named.channels] == [(0, "DAPI"), (1, "channel 1"), (3, "channel 3")]
+
+
+def test_the_list_of_a_daemon_asks_only_about_runs_that_changed(
+    sources: tuple[LocalSource, RemoteSource], web_station: WebStation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, remote = sources
+    first = [one for one in remote.runs() if isinstance(one, Run)]
+    asked: list[str] = []
+    info = remote.info
+    monkeypatch.setattr(remote, "info", lambda run: asked.append(run) or info(run))
+    again = [one for one in remote.runs() if isinstance(one, Run) and one.state != "open"]
+    ended = {web_station.scan, web_station.channels, web_station.floats}
+    assert ended <= {one.run for one in again}
+    assert not ended & set(asked)
+    assert [one for one in again if one.run in ended] == [one for one in first if one.run in ended]
 
 
 def test_a_channel_number_from_a_message_makes_no_list_of_that_length(

@@ -13,14 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from integration.talking import PX_UM
+from integration.talking import PATIENCE_S, PX_UM
 from reference import mosaic_reference
 from viewer_scans import TILE, Scan, Show, eventually
 
 
 @pytest.fixture
 def client(stage: Show) -> Any:
-    with httpx.Client(base_url=stage.address) as client:
+    # As long as everybody here waits: httpx gives up after 5 s of itself, which on a busy machine is no answer's fault.
+    with httpx.Client(base_url=stage.address, timeout=PATIENCE_S) as client:
         yield client
 
 

@@ -14,7 +14,8 @@ const EXPLAINED = {
 /** [name, value, level] of a report: what is wrong first, nothing that is zero. */
 export function reportLines(report) {
   const lines = [];
-  const expected = report.expected ?? report.planned;
+  // One that was ended early expected what came; what was planned is what a person wants to compare with.
+  const expected = Math.max(report.expected ?? 0, report.planned ?? 0) || null;
   lines.push(['Received', expected ? `${report.received} of ${expected} frames` : `${report.received} frames`,
     expected && report.received < expected ? 'warn' : 'good']);
   if (report.n_missing) lines.push(['Missing', `${report.n_missing} ${report.n_missing === 1 ? 'frame' : 'frames'}: ${rangesText(report.missing ?? [])}`, 'bad']);
