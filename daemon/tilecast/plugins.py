@@ -92,14 +92,18 @@ class PluginFailedError(TilecastError):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A call into a plugin that has not returned, since a monotonic time, and how many timeouts have been counted."""
+    """A call into a plugin that has not returned, since a monotonic time.
+
+    `counted_s` is when a timeout of it was last counted. Who waits for it counts the first, by its own patience.
+    """
 
     plugin: str
     where: str
     since_s: float
     arguments: Mapping[str, Any]
     cpu_s: float = field(default_factory=time.thread_time)
-    n_timeouts: int = 0
+    is_awaited: bool = False
+    counted_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -294,7 +298,9 @@ class Plugins:
             raise StartRefusedError(f"{' and '.join(splitters)} would each split the frames: switch off all but one")
         return steps
 
-    def make_images(self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str) -> MakeImages:
+    def make_images(
+        self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str, channel: int | None = None
+    ) -> MakeImages:
         """The function of a plugin that every frame of a run passes through; see `images`.
 
         Raises
@@ -313,7 +319,8 @@ class Plugins:
                 f"{why or 'it is not installed, or another version of it'}"
             )
         try:
-            make = self._ask(plugin, where, partial(_made, call), {"step": step, "shape": shape, "dtype": dtype})
+            arguments = {"step": step, "shape": shape, "dtype": dtype, "channel": channel}
+            make = self._ask(plugin, where, partial(_made, call), arguments)
         except Exception as exc:
             self._raised(plugin, where, exc)
             raise PluginFailedError(f"the plugin {plugin} failed in {where}: {_words(exc)}") from exc
@@ -391,14 +398,20 @@ class Plugins:
         return [name for name, _ in self._callers(hook)]
 
     def watch(self) -> None:
-        """Count those that hang: to be called about every second."""
+        """Count those that hang: to be called about every second.
+
+        Each look counts a call once at most, and again only a whole timeout after it was last counted: if this process
+        was paused for several timeouts, the plugin was, too.
+        """
         now_s = time.monotonic()
         late = []
         with self._lock:
             for call in self._running:
-                n_timeouts = int((now_s - call.since_s) / self._timeout_s)
-                late += [call] * (n_timeouts - call.n_timeouts)
-                call.n_timeouts = max(call.n_timeouts, n_timeouts)
+                if call.is_awaited and call.counted_s is None:
+                    continue
+                if now_s - (call.since_s if call.counted_s is None else call.counted_s) >= self._timeout_s:
+                    late.append(call)
+                    call.counted_s = now_s
         for call in late:
             self._raised(call.plugin, call.where, self._hangs(call.where))
 
@@ -428,7 +441,7 @@ class Plugins:
     def hanging(self) -> dict[str, str]:
         """Name of each plugin that has not returned in time, and the hook in which it hangs."""
         with self._lock:
-            return {call.plugin: call.where for call in self._running if call.n_timeouts}
+            return {call.plugin: call.where for call in self._running if call.counted_s is not None}
 
     def _ask(
         self,
@@ -449,7 +462,7 @@ class Plugins:
         future: Future[T] = Future()
 
         def work() -> None:
-            call = self._begin(plugin, where, arguments or {})
+            call = self._begin(plugin, where, arguments or {}, is_awaited=True)
             error: BaseException | None = None
             try:
                 if arguments is None:
@@ -472,15 +485,15 @@ class Plugins:
             with self._lock:  # the caller counts this one; the watch, those that follow
                 for call in self._running:
                     if (call.plugin, call.where) == (plugin, where):
-                        call.n_timeouts = max(1, call.n_timeouts)
+                        call.counted_s = time.monotonic()
             raise self._hangs(where, timeout_s)
         return future.result()
 
     def _hangs(self, where: str, timeout_s: float | None = None) -> PluginHangsError:
         return PluginHangsError(f"{where} did not return within {timeout_s or self._timeout_s:g} s (plugins.timeout_s)")
 
-    def _begin(self, plugin: str, where: str, arguments: Mapping[str, Any]) -> _Call:
-        call = _Call(plugin, where, time.monotonic(), arguments)
+    def _begin(self, plugin: str, where: str, arguments: Mapping[str, Any], *, is_awaited: bool = False) -> _Call:
+        call = _Call(plugin, where, time.monotonic(), arguments, is_awaited=is_awaited)
         with self._lock:
             self._running.add(call)
         return call

@@ -56,7 +56,7 @@ class TestLoading:
     def test_a_plugin_that_cannot_be_imported_is_named_and_left_out(self) -> None:
         entries = [
             EntryPoint("broken", "tilecast_no_such_module", "tilecast.plugins"),
-            EntryPoint("calibration", "tilecast_plugins.calibration", "tilecast.plugins"),
+            EntryPoint("calibration", "tilecast_plugins.calibration.plugin", "tilecast.plugins"),
         ]
         with capture_logs() as logs:
             plugins = Plugins.load(entries)
@@ -353,6 +353,27 @@ class TestHanging:
         assert plugins.errors == {"hangs": 2}
         assert logs[-1]["event"] == "plugin disabled"
         assert teller.close(30), "nobody waits for who was given up"
+        go_on.set()
+
+    def test_a_pause_of_the_machine_counts_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However many timeouts it lasted; only whole timeouts of a machine that runs are the plugin's."""
+        entered, go_on = threading.Event(), threading.Event()
+        plugins = Plugins(
+            [("hangs", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))],
+            timeout_s=10,
+            max_failures=3,
+        )
+        teller = Teller(plugins)
+        teller.tell(COMMIT)
+        assert entered.wait(30)
+        now_s = time.monotonic()
+        with capture_logs():
+            for after_s, counted in ((9, 0), (65, 1), (74, 1), (75.5, 2), (76, 2), (90, 3)):
+                monkeypatch.setattr("tilecast.plugins.time.monotonic", lambda after_s=after_s: now_s + after_s)
+                plugins.watch()
+                assert plugins.errors.get("hangs", 0) == counted, after_s
+        monkeypatch.undo()
+        assert "hangs" in plugins.disabled
         go_on.set()
 
     def test_commits_with_many_tiles_do_not_pile_up(self) -> None:
