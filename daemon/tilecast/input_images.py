@@ -1,4 +1,4 @@
-"""The frames of somebody's own scan: a folder of TIFF or PNG files, an OME-TIFF, an `.npz`.
+"""The frames of somebody's own scan: a folder of TIFF or PNG files, an OME-TIFF, an `.npz`, or what PYME recorded.
 
 What `tilecast send` reads. A source knows how many frames there are and gives them one at a time, so that a scan larger
 than memory can be sent; an `.npz` is unpacked as it is read. It gives pixels as they are, row-major, of a type that the
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -73,6 +73,10 @@ class SourceInfo:
         Entries for the key `channels` of `start`.
     without_positions : str
         Why there are no positions, for the person who looked for them.
+    positions_said, px_um_said : str
+        What to call the place that tells positions, and that which tells the pixel size.
+    positions_anchor : 'corner' or 'centre'
+        What of a frame the positions are of.
     """
 
     names: tuple[str, ...] = ()
@@ -81,6 +85,9 @@ class SourceInfo:
     px_um: tuple[float, float] | None = None
     channels: tuple[dict[str, Any], ...] = ()
     without_positions: str = ""
+    positions_said: str = "positions in its OME-XML"
+    px_um_said: str = "its OME-XML"
+    positions_anchor: Literal["corner", "centre"] = "centre"
 
 
 class ImageSource(ABC):
@@ -149,8 +156,8 @@ def open_images(path: Path) -> ImageSource:
     Parameters
     ----------
     path : Path
-        A folder (of TIFF or of PNG files, or with a `frames.npz`), a TIFF or OME-TIFF, or an `.npz` with the array
-        `frames`.
+        A folder (of TIFF or of PNG files, with a `frames.npz`, or a series or a pyramid of PYME), a TIFF or OME-TIFF,
+        or an `.npz` with the array `frames`.
 
     Raises
     ------
@@ -180,18 +187,26 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def _open_folder(folder: Path) -> ImageSource:
-    names = sorted(
-        (entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda p: natural_key(p.name)
-    )
-    tiffs = [entry for entry in names if entry.suffix.lower() in TIFF_SUFFIXES]
-    pngs = [entry for entry in names if entry.suffix.lower() in PNG_SUFFIXES]
+    from tilecast.input_pyme import is_pyme, open_pyme
+
+    if is_pyme(folder) and not any(_files_in(folder, TIFF_SUFFIXES)):
+        return open_pyme(folder)
+    tiffs, pngs = _files_in(folder, TIFF_SUFFIXES), _files_in(folder, PNG_SUFFIXES)
     if tiffs and pngs:
         raise InputError(
             f"{folder} holds {len(tiffs)} TIFF and {len(pngs)} PNG files: which are the frames? Move the others away"
         )
     if not tiffs and not pngs:
-        raise InputError(f"{folder} holds neither TIFF nor PNG files, nor a frames.npz")
+        raise InputError(
+            f"{folder} holds neither TIFF nor PNG files, nor a frames.npz, nor a series or pyramid of PYME"
+        )
     return FileImages(folder, tiffs or pngs)
+
+
+def _files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Files of some kind, in the natural order of their names; hidden ones are none."""
+    found = [path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix.lower() in suffixes]
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 class FileImages(ImageSource):

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecast.geometry import place_centre
-from tilecast.input_images import ImageSource, InputError, open_images
+from tilecast.input_images import ImageSource, InputError, SourceInfo, open_images
 
 __all__ = ["InputError", "Scan", "ScanFrame", "open_scan"]
 
@@ -143,17 +143,18 @@ def open_scan(
     Parameters
     ----------
     path : Path
-        A folder of TIFF or PNG files or with a `frames.npz`, a TIFF or OME-TIFF, or an `.npz`.
+        A folder of TIFF or PNG files or with a `frames.npz`, a series or pyramid of PYME, a TIFF or OME-TIFF, or an
+        `.npz`.
     positions : Path, optional
         A table with a header line: comma, semicolon or tab between the columns. Without it `positions.csv` beside the
-        frames, or else what OME-XML says. A column `frame`, or one with file names, says which frame a row is about;
-        without it the rows are in the order of the frames. Columns `t`, `c`, `z` are numbers of planes.
+        frames, or else what OME-XML or PYME's events say. A column `frame`, or one with file names, says which frame a
+        row is about; without it the rows are in the order of the frames. Columns `t`, `c`, `z` are numbers of planes.
     columns : str or two str, optional
         The columns that hold x and y, as `x_um,y_um`. Their unit is how their names end, or is added: `x:um,y:um`.
         Default: `x_px,y_px`, if they are there.
     anchor : 'corner' or 'centre', optional
         What the positions are of: the outer corner of the frame's first pixel, or the centre of the frame. Default: the
-        corner for pixels, the centre for OME-XML; has to be told for micrometres in a table.
+        corner for pixels and PYME, the centre for OME-XML; has to be told for micrometres in a table.
     px_um : number or (x, y), or either as str, optional
         Pixel size, µm. Default: what OME-XML says; for positions in pixels 1.
     flip_y : bool
@@ -179,13 +180,13 @@ def open_scan(
         )
     elif info.positions_um is not None:
         planes = info.tcz or ((0, 0, 0),) * source.n_frames
-        told = _Told("positions in its OME-XML", info.positions_um, planes, "um", anchor or "centre", "")
+        told = _Told(info.positions_said, info.positions_um, planes, "um", anchor or info.positions_anchor, "")
     else:
         raise InputError(
             f"nothing tells where the frames of {source.path} lie, {info.without_positions}: add --positions FILE, a "
             "table with the columns x_px,y_px"
         )
-    size_um, size_said = _pixel_size(given_px_um, info.px_um, told)
+    size_um, size_said = _pixel_size(given_px_um, info, told)
     affine: Affine = ((size_um[0], 0.0), (0.0, -size_um[1] if flip_y else size_um[1]))
     pos_um, corners = _place(told, affine, source.shape)
     counts = tuple(max(plane[axis] for plane in told.tcz) + 1 for axis in range(3))
@@ -438,14 +439,12 @@ def _plane(table: _Table, row: int) -> Tcz:
 # From there to the protocol -------------------------------------------------------------------------------------------
 
 
-def _pixel_size(
-    given: tuple[float, float] | None, in_file: tuple[float, float] | None, told: _Told
-) -> tuple[tuple[float, float], str]:
+def _pixel_size(given: tuple[float, float] | None, info: SourceInfo, told: _Told) -> tuple[tuple[float, float], str]:
     """Pixel size in µm, and where it is from."""
     if given is not None:
         return given, f"{_size_text(given)} µm per pixel"
-    if in_file is not None:
-        return _parse_px_um(in_file), f"{_size_text(in_file)} µm per pixel as its OME-XML says"
+    if info.px_um is not None:
+        return _parse_px_um(info.px_um), f"{_size_text(info.px_um)} µm per pixel as {info.px_um_said} says"
     if told.unit == "um":
         raise InputError(f"{told.name} are in µm: how large is a pixel? Add --px-um, as --px-um 0.65")
     return (1.0, 1.0), "1 µm per pixel for want of --px-um"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -272,7 +272,10 @@ class TestHanging:
         assert plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere")).all()
         assert plugins.disabled == {}
 
-    def test_the_watch_finds_who_hangs_in_a_commit(self) -> None:
+    def test_the_watch_finds_who_hangs_in_a_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now_s = [0.0]
+        clock = SimpleNamespace(**(vars(time) | {"monotonic": lambda: now_s[0]}))
+        monkeypatch.setattr("tilecast.plugins.time", clock)
         entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
 
         def hangs() -> None:
@@ -284,7 +287,7 @@ class TestHanging:
                 ("hangs", plugin(tilecast_committed=hangs)),
                 ("good", plugin(tilecast_committed=lambda commit: commit.rev == 2 and told.set())),
             ],
-            timeout_s=0.01,
+            timeout_s=1.0,
             max_failures=2,
         )
         teller = Teller(plugins, max_waiting=2)
@@ -293,8 +296,10 @@ class TestHanging:
                 teller.tell(replace(COMMIT, rev=rev))
             assert entered.wait(30)
             assert told.wait(30), "the others are told all the same"
-            while "hangs" not in plugins.disabled:
+            for now_s[0], n_timeouts in ((0.9, 0), (1.0, 1), (1.9, 1), (2.0, 2)):
                 plugins.watch()
+                assert plugins.errors.get("hangs", 0) == n_timeouts
+                assert ("hangs" in plugins.disabled) == (n_timeouts == 2)
         assert plugins.errors == {"hangs": 2}
         assert logs[-1]["event"] == "plugin disabled"
         assert teller.close(30), "nobody waits for who was given up"

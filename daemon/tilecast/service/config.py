@@ -266,7 +266,7 @@ class StoreOptions(Section):
         100.0, "Changed tiles are written, and announced to viewers, at most this often.", unit="ms", ge=0
     )
     queue_bytes: Size = option(
-        64 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
+        32 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
     )
     wal_limit_bytes: Size = option(
         8 * MIB, "SQLite's write-ahead log of a run is kept below about this size.", unit="bytes", ge=1 * MIB

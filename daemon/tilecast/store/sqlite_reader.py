@@ -113,7 +113,8 @@ class SqliteReads(TileReader):
             offset, nbytes, coverage_nbytes, crc32, rev = row
             # Within the transaction: as long as it lasts these bytes stay where they are.
             blob = connection.tile_file.read(Extent(offset, nbytes))
-            if blob_crc32(blob) != crc32:  # else nobody would notice before the next fsck, and parents took it over
+            # Else nobody would notice before the next fsck, and the tiles above would take it over.
+            if blob_crc32(blob) != crc32:
                 raise StoreDamagedError(
                     f"the pixels of {key} in {plane} are damaged (wrong checksum); `tilecast fsck --repair` makes them "
                     "anew from the frames that cover them"

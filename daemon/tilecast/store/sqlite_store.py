@@ -560,8 +560,12 @@ def _write_placements(cursor: sqlite3.Cursor, planes: _PlaneNumbers, commit: Com
 def _existing_tile_file(connection: sqlite3.Connection, path: Path) -> TileFile:
     """The tiles of a store that is there already."""
     tiles = tile_file_path(connection, path.parent)
+    # Each commit goes behind the one before, so those that wrote last lie last: no need to look at all rows.
+    (used_end,) = connection.execute(
+        "SELECT max(offset + nbytes) FROM tiles WHERE rev = (SELECT max(rev) FROM tiles)"
+    ).fetchone()
     try:
-        return TileFile(tiles)
+        return TileFile(tiles, used_end=used_end or 0)
     except FileNotFoundError as error:
         raise StoreDamagedError(
             f"the tiles of the run, {tiles}, are missing; `tilecast rebuild` makes them anew from the run's journal"

@@ -94,6 +94,9 @@ class TileFile:
     path : Path
     create : bool
         It must not be there yet; else it must.
+    used_end : int
+        Where the last of the extents ends that the database names. In a file that somebody cut off it lies beyond the
+        end: what is appended goes behind it all the same, because the extents there are given back one day.
 
     Raises
     ------
@@ -101,12 +104,12 @@ class TileFile:
         If it cannot be made, or opened.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, used_end: int = 0) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         self.path = path
         self._fd = os.open(path, flags, 0o666)
         self._direct = DirectWriter()
-        self._end = _aligned(os.fstat(self._fd).st_size)
+        self._end = _aligned(max(os.fstat(self._fd).st_size, used_end))
         self._appended = self._end
         self._superseded: deque[Extent] = deque()
         self._guard = threading.Lock()
