@@ -110,6 +110,16 @@ class RecordedFrames:
         return self._journal.n_images
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of each frame."""
+        return self._start.shape
+
+    @property
+    def dark(self) -> NDArray[np.float32] | None:
+        """The dark image that is frozen in the run, if there is one."""
+        return self._calibration.dark
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether the mosaic's frames differ from the recorded ones."""
         return not self._calibration.is_identity

@@ -212,6 +212,15 @@ class JoinOptions(Section):
         gt=0,
     )
     allow_moving: bool = option(False, "Place frames that were exposed while the stage moved.")
+    skip_after_move: int = option(
+        0,
+        "So many frames after each move of the stage are left out, and listed: for cameras that run freely while the "
+        "stage settles. A move is a stage that says it moves, or a frame that lies more than 2 pixels from the one "
+        "before.",
+        unit="frames",
+        ge=0,
+        le=1000,
+    )
 
 
 class JournalOptions(Section):

@@ -429,11 +429,12 @@ def heads(connection: sqlite3.Connection) -> tuple[int, int, int]:
 def _info(connection: sqlite3.Connection) -> RunInfo:
     cursor = connection.execute(
         "SELECT run, name, instrument, stream, start, settings, state, epoch, rev, epoch_rev, levels, canvas,"
-        " created_ns, updated_ns, n_tiles, n_placements FROM run"
+        " created_ns, updated_ns, n_tiles, n_placements, clipped_low, clipped_high FROM run"
     )
     values = dict(zip((column[0] for column in cursor.description), cursor.fetchone(), strict=True))
     values["settings"] = json.loads(values["settings"])
     values["canvas"] = _canvas(values["canvas"])
+    values["clipped"] = values.pop("clipped_low"), values.pop("clipped_high")
     boxes = connection.execute("SELECT t, c, z, row0, col0, row1, col1 FROM planes WHERE row0 IS NOT NULL ORDER BY id")
     values["bboxes"] = {PlaneKey(*row[:3]): Rect(*row[3:]) for row in boxes}
     last = connection.execute("SELECT revision, report FROM report ORDER BY revision DESC LIMIT 1").fetchone()

@@ -287,8 +287,12 @@ class SqliteStore(SqliteReads, TileStore):
                 _add_event(connection, name, detail, t_commit_ns)
             connection.execute(
                 "UPDATE run SET n_tiles = n_tiles + ?, n_placements = n_placements + ?,"
-                " levels = coalesce(?, levels), canvas = coalesce(?, canvas)",
-                (len(commit.tiles) - len(superseded), n_new_placements, commit.levels, _canvas_json(commit.canvas)),
+                " levels = coalesce(?, levels), canvas = coalesce(?, canvas),"
+                " clipped_low = clipped_low + ?, clipped_high = clipped_high + ?",
+                (
+                    *(len(commit.tiles) - len(superseded), n_new_placements),
+                    *(commit.levels, _canvas_json(commit.canvas), *commit.clipped),
+                ),
             )
             connection.execute(
                 "INSERT INTO commits (rev, epoch, t_recv_ns, t_commit_ns, n_tiles, n_gone, n_placements)"
