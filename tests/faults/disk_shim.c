@@ -25,7 +25,7 @@
 static char root[4096], durable[4096];
 static long n_calls, fail_from, fail_upto;
 static int fail_errno;
-static long slow_bytes_s;
+static long slow_bytes_s, slow_seconds;
 static struct timespec slow_until;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -53,11 +53,11 @@ void shim_arm(const char *folder, const char *keep, long first, long last, int n
     fail_errno = number;
 }
 
-/* For so long from now, what is written to other files than journals takes so long as on a disk of this rate. */
+/* For so long from the first tiles on, however long it takes until there are any, what is written to other files than
+   journals takes so long as on a disk of this rate. */
 void shim_slow(long bytes_s, long seconds) {
     slow_bytes_s = bytes_s;
-    clock_gettime(CLOCK_MONOTONIC, &slow_until);
-    slow_until.tv_sec += seconds;
+    slow_seconds = seconds;
 }
 
 long shim_calls(void) { return n_calls; }
@@ -136,6 +136,8 @@ static void take_time(const char *path, size_t nbytes) {
     struct timespec now;
     if (!slow_bytes_s || strstr(path, "/journal/")) return;
     clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!slow_until.tv_sec && !strstr(path, "/tiles-")) return;
+    if (!slow_until.tv_sec) slow_until.tv_sec = now.tv_sec + slow_seconds;
     if (now.tv_sec >= slow_until.tv_sec) return;
     pthread_mutex_lock(&at_work);
     usleep(1000000.0 * nbytes / slow_bytes_s);

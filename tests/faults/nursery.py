@@ -48,7 +48,8 @@ class Disk:
         How they fail; 0 ends the process instead, as SIGKILL does. A negative one: they are done, and then said to have
         failed.
     slow_bytes_s, slow_s : int
-        For the first seconds, other files than journals are written no faster than this; 0 for as fast as it goes.
+        For so many seconds from the first tiles on, other files than journals are written no faster than this; 0 for as
+        fast as it goes.
     """
 
     folder: str

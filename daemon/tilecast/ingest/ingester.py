@@ -489,10 +489,7 @@ class Ingester:
     def _loop(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_fd, zmq.POLLIN)
-        paths: dict[Any, IngestPath] = {}
-        for path, sockets in self._sockets.items():
-            for socket in sockets:
-                paths[socket] = path
+        paths = deque((socket, path) for path, sockets in self._sockets.items() for socket in sockets)
         self._verify_journals()
         for run in self._to_recover:
             if self._stopping:
@@ -506,7 +503,7 @@ class Ingester:
             self.n_turns += 1
             if reading != self.has_room:
                 reading = not reading
-                for socket in paths:
+                for socket, _ in paths:
                     if reading:
                         poller.register(socket, zmq.POLLIN)
                     else:
@@ -518,9 +515,10 @@ class Ingester:
                 os.eventfd_read(self._wake_fd)
             while self._orders:
                 self._orders.popleft()()
-            for socket, path in paths.items():
+            for socket, path in paths:
                 if ready.get(socket):
                     self._read(socket, path)
+            paths.rotate(-1)  # while there is little room, the first takes it all
             self._take_durable()
             now = time.monotonic()
             if now >= next_tick:

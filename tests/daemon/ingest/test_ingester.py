@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Taken:
     def __init__(self) -> None:
         self.has_room = True
         self.asked_for = 0
+        self.frames_that_fit: int | None = None
         self.keeps_runs = False
         self.opened_runs: list[Any] = []
         self.frames: list[tuple[Any, Placement, NDArray[Any] | None, int]] = []
@@ -58,7 +60,7 @@ class Taken:
 
     def has_room_for(self, nbytes: int) -> bool:
         self.asked_for = nbytes
-        return self.has_room
+        return self.has_room and (self.frames_that_fit is None or len(self.frames) < self.frames_that_fit)
 
     def opened(self, run: Any) -> None:
         self.opened_runs.append(run)
@@ -250,6 +252,25 @@ def test_what_is_behind_pushes_back_on_the_publishers(bench: Bench) -> None:
     # The next frame, and what may have to be said of runs, can be handed on without waiting.
     bench.turn()
     assert bench.sink.asked_for > picture(0).nbytes
+
+
+def test_what_room_there_is_goes_to_all_doors_in_turn(bench: Bench) -> None:
+    ack, push = bench.publisher(), bench.publisher("pull", stream="other")
+    ack.hello()
+    ack.wait_settled(ack.start(RUN))
+    push.start(OTHER_RUN)
+    bench.until(lambda: OTHER_RUN in bench.ingester.loaded())
+    bench.sink.frames_that_fit = 0
+    send_frames(ack, range(8))
+    send_frames(push, range(8), OTHER_RUN)
+    for fit in range(1, 9):
+        bench.sink.frames_that_fit = fit
+        bench.sink.wait(lambda fit=fit: len(bench.sink.frames) == fit)  # type: ignore[misc]
+        bench.turn()
+    by_run = Counter(run.run for run, *_ in bench.sink.frames)
+    assert min(by_run[RUN], by_run[OTHER_RUN]) >= 2, by_run
+    bench.sink.frames_that_fit = None
+    bench.sink.wait(lambda: len(bench.sink.frames) == 16)
 
 
 def test_orders_are_carried_out_while_it_pushes_back(bench: Bench) -> None:
