@@ -69,6 +69,14 @@ class TestRuns:
         canvas = Rect(*info["canvas"]["bounds"])
         assert canvas.contains(Rect(*info["bbox"]))
 
+    def test_its_report_is_told_by_itself_too(self, http: httpx.Client, web_station: WebStation) -> None:
+        told = http.get(f"/api/v1/runs/{web_station.scan}/report").raise_for_status().json()
+        assert told["final"]
+        assert told["report"] == info_of(http, web_station.scan)["report"]
+        assert told["report"]["n_missing"] == 0
+        holes = http.get(f"/api/v1/runs/{web_station.scan}/holes").raise_for_status().json()
+        assert holes == {"missing": [], "unplaced": {}, "final": True}
+
     def test_channels_have_names_and_windows(self, http: httpx.Client, web_station: WebStation) -> None:
         channels = info_of(http, web_station.channels)["channels"]
         assert [channel["name"] for channel in channels] == ["DAPI", "GFP"]
@@ -152,6 +160,19 @@ class TestTiles:
             assert answer.headers["content-type"] == kind
             assert answer.headers["cache-control"] == "no-cache"
             assert decoded(answer).shape[:2] == (TILE, TILE)
+
+    @pytest.mark.parametrize(("fmt", "bound"), [("jpg", 2), ("webp", 20)])
+    def test_lossy_formats_show_the_same_picture(
+        self, http: httpx.Client, web_station: WebStation, fmt: str, bound: float
+    ) -> None:
+        for (plane, key), (pixels, coverage) in web_station.mosaic(web_station.scan).items():
+            url = f"{base_of(http, web_station.scan)}/{'/'.join(str(part) for part in (*plane, *key))}.{fmt}"
+            shown = decoded(http.get(url, params={"min": 0, "max": 65535, "quality": 100}))
+            grey = shown if shown.ndim == 2 else shown[..., 0]
+            difference = np.abs(grey.astype(int) - np.where(coverage, pixels / 65535 * 255, 0))[coverage]
+            assert difference.mean() < bound, url
+            if fmt == "webp" and not coverage.all():
+                np.testing.assert_array_equal(shown[..., -1] == 255, coverage)
 
     def test_unchanged_is_304_until_anything_differs(self, http: httpx.Client, web_station: WebStation) -> None:
         base = base_of(http, web_station.scan)
