@@ -174,8 +174,8 @@ class TestRefusals:
             assert info.status_code == 200, info.text
             epoch = info.json()["epoch"]
             [channel] = info.json()["channels"]
-            here = httpx.get(f"{web_station.web.url}/api/v1/runs/{run}", timeout=PATIENCE_S).json()
-            assert channel["window"] == pytest.approx(here["channels"][0]["window"], rel=0.2, abs=2000)
+            low, high = channel["window"]  # of the level below: still of the data, not of the type
+            assert 5_000 < low < high < 60_000
             tiles = f"/api/v1/runs/{run}/tiles/{epoch}/0/0/0"
             n_tiles = 0
             for plane, (level, *place) in web_station.mosaic(run):

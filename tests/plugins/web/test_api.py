@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from integration.talking import new_uuid
+from integration.talking import new_uuid, picture
 from plugins.web.conftest import CORNERS, SHAPE, TILE, WebStation
 from tilecast.geometry import PlaneKey, Rect, TileKey, rect_at_level
 from tilecast.reading import reduce_tiles
@@ -85,14 +85,19 @@ class TestRuns:
             assert 0 <= low < high <= 256
 
     def test_changes_lead_to_the_present(self, http: httpx.Client, web_station: WebStation) -> None:
-        info = info_of(http, web_station.scan)
-        found = http.get(f"/api/v1/runs/{web_station.scan}/changes", params={"since": info["rev"] - 1}).json()
+        publisher, run = web_station.open_run("changing", stream="changing")
+        with publisher:
+            for number in (1, 2):  # twice in the same place: the canvas stays, and the history with it
+                publisher.image(picture(number, SHAPE), pos_um=(0, 0))
+                web_station.watch.placed(run, number)
+        info = info_of(http, run)
+        found = http.get(f"/api/v1/runs/{run}/changes", params={"since": info["rev"] - 1}).json()
         assert found["upto"] == info["rev"]
         assert not found["resync"]
         assert found["tiles"]
         assert all(row[6] == info["rev"] for row in found["tiles"])
         other = {"since": info["rev"], "epoch": info["epoch"] + 1}
-        assert http.get(f"/api/v1/runs/{web_station.scan}/changes", params=other).json()["resync"]
+        assert http.get(f"/api/v1/runs/{run}/changes", params=other).json()["resync"]
 
     def test_placements_in_pages(self, http: httpx.Client, web_station: WebStation) -> None:
         url = f"/api/v1/runs/{web_station.scan}/placements"
