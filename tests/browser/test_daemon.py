@@ -73,7 +73,9 @@ def test_the_strip_tells_rate_latency_queues_disk_and_state(page: Page, station:
     assert re.fullmatch(r"[\d.]+ /s", items["Rate"])
     assert re.fullmatch(r"\d+ ms, p99 \d+", items["To screen"])
     assert re.match(r"\d+( \(\d+ % full\))?$", items["Queues"])
-    assert "ingest" in page.locator("[data-item=Queues]").get_attribute("title")
+    waiting = page.locator("[data-item=Queues]").get_attribute("title")
+    assert waiting is not None
+    assert re.fullmatch(r"(blend|store): \d+ waiting, .+ of .+\n(blend|store): \d+ waiting, .+ of .+", waiting)
     assert re.match(r"[\d.]+ [kMGTP]?B free", items["Disk"])
     assert items["Daemon"] == "ready"
     scan.end()

@@ -76,7 +76,7 @@ def test_a_stage_out_of_sight_is_pointed_at(page: Page, station: Station) -> Non
     scan.flush()
     show(page, scan, more="&at=128,128&s=4")
     scan.send(5)
-    page.wait_for_function("() => tilecast.state.stage.x_um > 500")
+    page.wait_for_function("() => tilecast.state.stage?.x_um > 500")
     row0, _, row1, col1 = page.evaluate("tilecast.mosaic.viewRect()")
     drawn(page, "mark", 128, col1 - 14 / 4, reach=10)
     not_drawn(page, "mark", (row0 + row1) / 2, 300, reach=10)

@@ -170,7 +170,8 @@ class TestRefusals:
                 daemon = stack.enter_context(DaemonProcess(tmp_path / "runs", log_file=tmp_path / "log"))
                 options = ["--remote", "--daemon", daemon.endpoints["notify"], daemon.endpoints["query"]]
             there = stack.enter_context(running_web(*options)).url
-            info = httpx.get(f"{there}/api/v1/runs/{run}", timeout=PATIENCE_S)
+            client = stack.enter_context(httpx.Client(timeout=PATIENCE_S))
+            info = client.get(f"{there}/api/v1/runs/{run}")
             assert info.status_code == 200, info.text
             epoch = info.json()["epoch"]
             [channel] = info.json()["channels"]
@@ -181,13 +182,13 @@ class TestRefusals:
             for plane, (level, *place) in web_station.mosaic(run):
                 if (level, *place) not in (tuple(bad), (top, -1, -1)):
                     path = f"{tiles}/{level}/{place[0]}/{place[1]}.raw?mask=1"
-                    assert httpx.get(there + path).content == httpx.get(web_station.web.url + path).content, (
+                    assert client.get(there + path).content == client.get(web_station.web.url + path).content, (
                         plane,
                         path,
                     )
                     n_tiles += 1
             assert n_tiles > 15
-            stack_info = httpx.get(f"{there}/catmaid/{run}/stack/0.0/info?min=0&max=65535").json()
+            stack_info = client.get(f"{there}/catmaid/{run}/stack/0.0/info?min=0&max=65535").json()
             base = stack_info["mirrors"][0]["image_base"]
             row, col = (
                 number - round(stack_info["translation"][axis] / stack_info["resolution"][axis]) // TILE
@@ -201,10 +202,10 @@ class TestRefusals:
                 f"{there}/zarr/0.5/{run}/{epoch}.zarr/0/c/0/0/0/{row}/{col}",
             ):
                 for _ in range(2):  # and again: what failed once is not remembered as something else
-                    answer = httpx.get(address, timeout=PATIENCE_S)
+                    answer = client.get(address)
                     assert answer.status_code == (502 if remote else 503), (address, answer.text)
                     assert "damaged (wrong checksum)" in answer.json()["detail"], address
                     assert "fsck --repair" in answer.json()["detail"], address
                     assert "Traceback" not in answer.text
-            value = httpx.get(f"{there}/api/v1/runs/{run}/value?row=-50&col=-7", timeout=PATIENCE_S)
+            value = client.get(f"{there}/api/v1/runs/{run}/value?row=-50&col=-7")
             assert value.json()["values"][0] is not None
