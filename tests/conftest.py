@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from faults.nursery import Nursery
 
 pytest_plugins = ["tilecast.testing.fixtures"]
 
@@ -80,3 +83,17 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared scans are not beside this checkout (../shared/data)")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's time begins when the nursery is there: where kernels are not in the cache yet, it compiles them."""
+    for item in items:
+        if "nursery" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(func_only=True))
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Forks processes; ended after the last test."""
+    with tempfile.TemporaryDirectory(prefix="tilecast-") as folder, Nursery(Path(folder)) as made:
+        yield made

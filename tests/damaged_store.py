@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 from tilecast.geometry import TileKey
-from tilecast.store.tile_file import blob_crc32
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
+from tilecast.store.tile_file import blob_crc32
 
 
 def spoil_tiles(folder: Path, keys: Iterable[TileKey] | None = None) -> None:

@@ -86,6 +86,7 @@ class Recording:
     rules: PlacingRules = field(default_factory=PlacingRules)
     name: str = "scan"
     run_id: str = "0f8a2c1e-6f0b-4c53-9f5e-2a1d7c3b4e5f"
+    segment_bytes: int = 1 << 30
     pixels: dict[int, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,7 +104,7 @@ class Recording:
         settings = config(self.root, f"blend.tile_size={self.tile_size}")
         frozen, images = runs.resolve(self.start, self.rules, settings, Plugins())
         self.root.mkdir(exist_ok=True)
-        self.run: Run = runs.create_run(self.root, self.start, frozen, images, segment_bytes=1 << 30)
+        self.run: Run = runs.create_run(self.root, self.start, frozen, images, segment_bytes=self.segment_bytes)
         self._append(RecordKind.START, self.start, self.start.parts)
 
     @property

@@ -132,12 +132,13 @@ class Show:
     """A daemon, a gateway, and an ear for what the daemon publishes."""
 
     daemon: DaemonProcess
-    gateway: Gateway
+    gateway: Gateway | None
     watch: Watcher
 
     @property
     def address(self) -> str:
         """Of the gateway, without a slash at its end."""
+        assert self.gateway is not None, "it was started without one"
         return self.gateway.address
 
     def publisher(self, stream: str) -> Publisher:

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tilecast.geometry import Canvas, PlaneKey, Rect, canvas_for, level_count
+from tilecast_plugins.run import Run
 from tilecast_plugins.web.canvas_view import CanvasView
-from tilecast_plugins.web.sources import Run
 
 BOX = Rect(-300, 40, 500, 900)
 UUID = "0b0e5a5e-8f6d-4c43-9f5c-2f6f0f1f3a55"

@@ -130,6 +130,8 @@ class RunStart:
         The whole header of the message (PROTOCOL): `user`, `channels`, `dark`, … Anything that a stranger can write.
     parts : tuple of bytes
         The payload parts of the message.
+    calibrations : Path
+        The option `calibration.path`: the folder with calibration images.
     """
 
     run: str
@@ -141,6 +143,7 @@ class RunStart:
     pixel_size_um: tuple[float, float]
     header: Mapping[str, Any]
     parts: tuple[bytes, ...] = ()
+    calibrations: Path = Path()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,11 +179,14 @@ class FrameStep:
     views : tuple of View
         The images that it makes of a frame, if it splits it; empty: one, of the same size and at the same place. Of all
         plugins one may split; it then comes last.
+    by_channel : bool
+        What is done depends on the channel of the frame: `tilecast_make_images` is asked for each.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     views: tuple[View, ...] = ()
+    by_channel: bool = False
 
 
 class Images(NamedTuple):
@@ -212,6 +218,27 @@ class Feed(Protocol):
     instrument: str
     """The option `instrument`."""
 
+    store: Path
+    """The folder of the runs (`store.path`), to read them through `tilecast.reading`."""
+
+    @property
+    def folder(self) -> Path:
+        """A folder of this plugin's own, beside the runs, for what it must know after a restart; made when asked for.
+
+        All sources of the plugin have it in common.
+        """
+        ...
+
+    def tell(self, **facts: str | int | float) -> None:
+        """Say how the source is doing; `stats` and `tilecast plugins` show what was said last under each name.
+
+        Parameters
+        ----------
+        **facts
+            Texts and numbers, such as `n_taken=12`, `waits_for="the folder /data"`.
+        """
+        ...
+
     def publisher(self, stream: str, **options: Any) -> Publisher:
         """A publisher to this daemon; `with feed.publisher("camera") as publisher: …`.
 
@@ -237,7 +264,8 @@ class MessageSource(Protocol):
     def run(self, feed: Feed, stop: threading.Event) -> None:
         """Send messages until there are no more, or until `stop` is set (look at it at least every second).
 
-        It runs in a thread of its own. If it raises, the source is over, and the daemon says so.
+        It runs in a thread of its own. If it raises, the daemon says so, and calls it again after a while that grows
+        from one failure to the next; after `plugins.max_failures` in a row the source is over.
         """
         ...
 
@@ -282,7 +310,8 @@ def tilecast_find_calibration(
 def tilecast_run_starting(run: RunStart, options: PluginOptions) -> FrameStep | None:
     """Say what is to be done with every frame of a run that begins, or refuse the run.
 
-    It is asked once; ingest waits for the answer, at most `plugins.timeout_s`. What it returns is frozen in the run. If
+    It is asked once (and again if a person has a run rebuilt with another calibration, `tilecast rebuild --steps`);
+    ingest waits for the answer, at most `plugins.timeout_s`. What it returns is frozen in the run. If
     it fails, or is not called any more because it has failed too often, the run is refused: a run must not lack
     silently what it was set up for. (On one-way sockets, which cannot be answered, its frames are recorded, and blended
     when the start comes again and is accepted.)
@@ -306,7 +335,9 @@ def tilecast_run_starting(run: RunStart, options: PluginOptions) -> FrameStep | 
 
 
 @hookspec
-def tilecast_make_images(step: FrameStep, shape: tuple[int, int], dtype: str) -> MakeImages:  # type: ignore[empty-body]
+def tilecast_make_images(  # type: ignore[empty-body]
+    step: FrameStep, shape: tuple[int, int], dtype: str, channel: int | None
+) -> MakeImages:
     """Make the function that every frame of a run passes through, from what was frozen in the run.
 
     It is asked whenever a run is begun, loaded, rebuilt or checked, of the plugin alone that returned the step. What
@@ -322,6 +353,8 @@ def tilecast_make_images(step: FrameStep, shape: tuple[int, int], dtype: str) ->
         Rows and columns of the frames.
     dtype : str
         `|u1`, `<u2` or `<f4`; images have the same.
+    channel : int or None
+        Of the frames that will pass through it, if the step is `by_channel`; else None: of any.
     """
 
 

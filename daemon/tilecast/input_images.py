@@ -1,10 +1,10 @@
-"""The frames of somebody's own scan: a folder of TIFF or PNG files, an OME-TIFF, an `.npz`.
+"""The frames of somebody's own scan: a folder of TIFF or PNG files, an OME-TIFF, an `.npz`, what PYME recorded.
 
-What `tilecast send` reads. A source knows how many frames there are and gives them one at a time, so that a scan larger
-than memory can be sent; an `.npz` is unpacked as it is read. It gives pixels as they are, row-major, of a type that the
-protocol has; whatever would need a decision (a colour, a double) is refused, with what to do about it. Where a frame
-lies is the business of `tilecast.inputs`; what the files themselves say about that (OME-XML) is handed on as
-`SourceInfo`.
+What `tilecast send` reads, and, file by file (`open_image`), the plugin that watches folders. A source knows how many
+frames there are and gives them one at a time, so that a scan larger than memory can be sent; an `.npz` is unpacked as
+it is read. It gives pixels as they are, row-major, of a type that the protocol has; whatever would need a decision (a
+colour, a double) is refused, with what to do about it. Where a frame lies is the business of `tilecast.inputs`; what
+the files themselves say about that (OME-XML) is handed on as `SourceInfo`.
 
     source = open_images(Path("scan.ome.tif"))
     for pixels in source.read(range(source.n_frames)):
@@ -20,9 +20,9 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -30,6 +30,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from tilecast_protocol import pzf
 from tilecast_protocol.errors import TilecastError
 
 WIRE_DTYPES = {"u1": "|u1", "u2": "<u2", "f4": "<f4"}
@@ -37,6 +38,10 @@ WIRE_DTYPES = {"u1": "|u1", "u2": "<u2", "f4": "<f4"}
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf"})
 PNG_SUFFIXES = frozenset({".png"})
+NPY_SUFFIXES = frozenset({".npy"})
+PZF_SUFFIXES = frozenset({".pzf"})
+IMAGE_SUFFIXES = TIFF_SUFFIXES | PNG_SUFFIXES | NPY_SUFFIXES | PZF_SUFFIXES
+"""Files that `open_image` reads."""
 
 UM_PER_UNIT = {
     "m": 1e6,
@@ -73,6 +78,10 @@ class SourceInfo:
         Entries for the key `channels` of `start`.
     without_positions : str
         Why there are no positions, for the person who looked for them.
+    positions_said, px_um_said : str
+        What to call the place that tells positions, and that which tells the pixel size.
+    positions_anchor : 'corner' or 'centre'
+        What of a frame the positions are of.
     """
 
     names: tuple[str, ...] = ()
@@ -81,6 +90,9 @@ class SourceInfo:
     px_um: tuple[float, float] | None = None
     channels: tuple[dict[str, Any], ...] = ()
     without_positions: str = ""
+    positions_said: str = "positions in its OME-XML"
+    px_um_said: str = "its OME-XML"
+    positions_anchor: Literal["corner", "centre"] = "centre"
 
 
 class ImageSource(ABC):
@@ -149,8 +161,8 @@ def open_images(path: Path) -> ImageSource:
     Parameters
     ----------
     path : Path
-        A folder (of TIFF or of PNG files, or with a `frames.npz`), a TIFF or OME-TIFF, or an `.npz` with the array
-        `frames`.
+        A folder (of TIFF or of PNG files, with a `frames.npz`, or a series or a pyramid of PYME), a TIFF or OME-TIFF,
+        or an `.npz` with the array `frames`.
 
     Raises
     ------
@@ -173,6 +185,80 @@ def open_images(path: Path) -> ImageSource:
     raise InputError(f"{path}: expected a folder of TIFF or PNG files, a .tif (OME-TIFF) or an .npz, got {suffix!r}")
 
 
+def open_image(path: Path) -> ImageSource:
+    """Open one image file, and read all of it: what ends too early is refused.
+
+    Parameters
+    ----------
+    path : Path
+        A TIFF with one page, an OME-TIFF with any number of planes, a PNG, an NPY or a PZF.
+
+    Returns
+    -------
+    ImageSource
+        One that holds a single plane has its pixels in memory; the planes of a larger OME-TIFF are read again.
+
+    Raises
+    ------
+    InputError
+        It is none of these, is not complete, or holds something that the protocol has no type for.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:
+        raise InputError(f"{path}: expected {', '.join(sorted(IMAGE_SUFFIXES))}, got {suffix!r}")
+    if suffix not in TIFF_SUFFIXES:
+        return _OneImage(path, _read_file(path), SourceInfo(names=(path.name,)))
+    with _told_of(path), tifffile.TiffFile(path) as tiff:
+        _check_complete(tiff, path)
+        is_ome = tiff.is_ome
+        if is_ome:
+            _check_alone(tiff.ome_metadata or "", path)
+    if not is_ome:
+        return _OneImage(path, _read_file(path), SourceInfo(names=(path.name,), without_positions="it has no OME-XML"))
+    source = TiffImages(path)
+    if source.n_frames == 1:
+        return _OneImage(path, next(iter(source.read([0]))), source.info)
+    for _ in source.read(range(source.n_frames)):
+        pass
+    return source
+
+
+def frame_of(source: ImageSource, frame: int) -> ImageSource:
+    """One frame of a source, and what is known of it, as a source by itself; raises InputError if it cannot be read."""
+    info = source.info
+    only = replace(
+        info,
+        names=info.names[frame : frame + 1],
+        tcz=info.tcz[frame : frame + 1],
+        positions_um=None if info.positions_um is None else (info.positions_um[frame],),
+    )
+    path = source.path / info.names[frame] if info.names else source.path
+    return _OneImage(path, next(iter(source.read([frame]))), only)
+
+
+def _check_complete(tiff: tifffile.TiffFile, path: Path) -> None:
+    """Refuse a TIFF of which pixels have not been written: what is not there would be read as zeros."""
+    nbytes = tiff.filehandle.size
+    for number, page in enumerate(tiff.pages):
+        page = page.aspage()
+        ends = [begin + count for begin, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if not ends or 0 in page.dataoffsets or 0 in page.databytecounts or max(ends) > nbytes:
+            raise InputError(
+                f"page {number} of {path} is not complete: pixels are missing; was the writer interrupted?"
+            )
+
+
+def _check_alone(xml: str, path: Path) -> None:
+    """Refuse one OME-TIFF of a set that describes each other's planes."""
+    names = {element.get("FileName") for element in ElementTree.fromstring(xml).iterfind(".//{*}TiffData/{*}UUID")}
+    others = sorted(name for name in names - {None, path.name} if name is not None)
+    if others:
+        raise InputError(
+            f"{path} is one of a set of files ({others[0]}, …), whose planes are described in each of them: send it "
+            "with `tilecast send` when all are there, or save a file for each position"
+        )
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sorts names as people count: tile_2 before tile_10."""
     pieces = re.findall(r"\d+|\D+", name)
@@ -180,18 +266,26 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def _open_folder(folder: Path) -> ImageSource:
-    names = sorted(
-        (entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda p: natural_key(p.name)
-    )
-    tiffs = [entry for entry in names if entry.suffix.lower() in TIFF_SUFFIXES]
-    pngs = [entry for entry in names if entry.suffix.lower() in PNG_SUFFIXES]
+    from tilecast.input_pyme import is_pyme, open_pyme
+
+    if is_pyme(folder) and not any(_files_in(folder, TIFF_SUFFIXES)):
+        return open_pyme(folder)
+    tiffs, pngs = _files_in(folder, TIFF_SUFFIXES), _files_in(folder, PNG_SUFFIXES)
     if tiffs and pngs:
         raise InputError(
             f"{folder} holds {len(tiffs)} TIFF and {len(pngs)} PNG files: which are the frames? Move the others away"
         )
     if not tiffs and not pngs:
-        raise InputError(f"{folder} holds neither TIFF nor PNG files, nor a frames.npz")
+        raise InputError(
+            f"{folder} holds neither TIFF nor PNG files, nor a frames.npz, nor a series or pyramid of PYME"
+        )
     return FileImages(folder, tiffs or pngs)
+
+
+def _files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Files of some kind, in the natural order of their names; hidden ones are none."""
+    found = [path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix.lower() in suffixes]
+    return sorted(found, key=lambda path: natural_key(path.name))
 
 
 class FileImages(ImageSource):
@@ -207,9 +301,34 @@ class FileImages(ImageSource):
     def _read(self, frames: Iterable[int]) -> Iterator[NDArray[Any]]:
         for frame in frames:
             file = self._files[frame]
-            with _told_of(file):
-                pixels = _read_png(file) if file.suffix.lower() in PNG_SUFFIXES else _read_single_tiff(file)
-            yield _plain(pixels, str(file))
+            yield _read_file(file)
+
+
+class _OneImage(ImageSource):
+    """A file with one frame, which is in memory."""
+
+    def __init__(self, path: Path, pixels: NDArray[Any], info: SourceInfo) -> None:
+        self._pixels = pixels
+        super().__init__(path, 1, info)
+
+    def _read(self, frames: Iterable[int]) -> Iterator[NDArray[Any]]:
+        for _ in frames:
+            yield self._pixels
+
+
+def _read_file(file: Path) -> NDArray[Any]:
+    """The one frame in a file."""
+    suffix = file.suffix.lower()
+    with _told_of(file):
+        if suffix in PNG_SUFFIXES:
+            pixels = _read_png(file)
+        elif suffix in NPY_SUFFIXES:
+            pixels = np.load(file, allow_pickle=False)
+        elif suffix in PZF_SUFFIXES:
+            pixels = pzf.decode_image(file.read_bytes())
+        else:
+            pixels = _read_single_tiff(file)
+    return _plain(pixels, str(file))
 
 
 def _read_png(file: Path) -> NDArray[Any]:

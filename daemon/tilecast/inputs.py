@@ -14,7 +14,6 @@ knows no sockets; how the pixels are stored is the business of `tilecast.input_i
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 from collections import defaultdict, deque
@@ -22,23 +21,63 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilecast.geometry import place_centre
-from tilecast.input_images import ImageSource, InputError, open_images
+from tilecast.input_images import (
+    IMAGE_SUFFIXES,
+    ImageSource,
+    InputError,
+    SourceInfo,
+    frame_of,
+    natural_key,
+    open_image,
+    open_images,
+)
+from tilecast.input_pyme import open_pyme
+from tilecast.input_tables import (
+    FILE_COLUMNS,
+    Affine,
+    Anchor,
+    Table,
+    Tcz,
+    Unit,
+    centre_um,
+    choose_columns,
+    number_in,
+    parse_table,
+    plane_in,
+    read_table,
+    whole_number_in,
+)
 
-__all__ = ["InputError", "Scan", "ScanFrame", "open_scan"]
-
-Anchor = Literal["corner", "centre"]
-Unit = Literal["px", "um"]
-Affine = tuple[tuple[float, float], tuple[float, float]]
-Tcz = tuple[int, int, int]
-
-FILE_COLUMNS = ("file", "filename", "file_name", "source_file", "image", "name")
-"""Columns that may name the file of each row, most telling first."""
+__all__ = [
+    "FILE_COLUMNS",
+    "IMAGE_SUFFIXES",
+    "Affine",
+    "Anchor",
+    "ImageSource",
+    "InputError",
+    "Scan",
+    "ScanFrame",
+    "Table",
+    "Tcz",
+    "Unit",
+    "centre_um",
+    "choose_columns",
+    "frame_of",
+    "natural_key",
+    "number_in",
+    "open_image",
+    "open_pyme",
+    "open_scan",
+    "parse_table",
+    "plane_in",
+    "whole_number_in",
+]
 
 # What makes a look at the content worth it, and what is enough to say that an axis runs the other way.
 _PAIRS_PER_AXIS = 4
@@ -143,17 +182,18 @@ def open_scan(
     Parameters
     ----------
     path : Path
-        A folder of TIFF or PNG files or with a `frames.npz`, a TIFF or OME-TIFF, or an `.npz`.
+        A folder of TIFF or PNG files or with a `frames.npz`, a series or pyramid of PYME, a TIFF or OME-TIFF, or an
+        `.npz`.
     positions : Path, optional
         A table with a header line: comma, semicolon or tab between the columns. Without it `positions.csv` beside the
-        frames, or else what OME-XML says. A column `frame`, or one with file names, says which frame a row is about;
-        without it the rows are in the order of the frames. Columns `t`, `c`, `z` are numbers of planes.
+        frames, or else what OME-XML or PYME's events say. A column `frame`, or one with file names, says which frame a
+        row is about; without it the rows are in the order of the frames. Columns `t`, `c`, `z` are numbers of planes.
     columns : str or two str, optional
         The columns that hold x and y, as `x_um,y_um`. Their unit is how their names end, or is added: `x:um,y:um`.
         Default: `x_px,y_px`, if they are there.
     anchor : 'corner' or 'centre', optional
         What the positions are of: the outer corner of the frame's first pixel, or the centre of the frame. Default: the
-        corner for pixels, the centre for OME-XML; has to be told for micrometres in a table.
+        corner for pixels and PYME, the centre for OME-XML; has to be told for micrometres in a table.
     px_um : number or (x, y), or either as str, optional
         Pixel size, µm. Default: what OME-XML says; for positions in pixels 1.
     flip_y : bool
@@ -172,20 +212,20 @@ def open_scan(
     table_path = positions if positions is not None else _table_beside(source.path)
     info = source.info
     if table_path is not None:
-        told = _from_table(_read_table(Path(table_path)), source, asked, anchor, flip_y)
+        told = _from_table(read_table(Path(table_path)), source, asked, anchor, flip_y)
     elif asked is not None:
         raise InputError(
             f"--columns names columns of a table, and none lies beside {source.path}: add --positions FILE"
         )
     elif info.positions_um is not None:
         planes = info.tcz or ((0, 0, 0),) * source.n_frames
-        told = _Told("positions in its OME-XML", info.positions_um, planes, "um", anchor or "centre", "")
+        told = _Told(info.positions_said, info.positions_um, planes, "um", anchor or info.positions_anchor, "")
     else:
         raise InputError(
             f"nothing tells where the frames of {source.path} lie, {info.without_positions}: add --positions FILE, a "
             "table with the columns x_px,y_px"
         )
-    size_um, size_said = _pixel_size(given_px_um, info.px_um, told)
+    size_um, size_said = _pixel_size(given_px_um, info, told)
     affine: Affine = ((size_um[0], 0.0), (0.0, -size_um[1] if flip_y else size_um[1]))
     pos_um, corners = _place(told, affine, source.shape)
     counts = tuple(max(plane[axis] for plane in told.tcz) + 1 for axis in range(3))
@@ -228,13 +268,6 @@ class _Told(NamedTuple):
     matched: str
 
 
-class _Table(NamedTuple):
-    path: Path
-    header: list[str]
-    rows: list[dict[str, str]]
-    lines: list[int]  # where each row stands in the file
-
-
 # What the options say -------------------------------------------------------------------------------------------------
 
 
@@ -263,16 +296,6 @@ def _parse_columns(given: str | Sequence[str]) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def _unit_of(name: str) -> Unit | None:
-    """The unit in which a column's name ends."""
-    lower = name.lower().rstrip(")] ")
-    if lower.endswith(("_px", " px", "(px", "[px", ":px", "pixel", "pixels")) or lower == "px":
-        return "px"
-    if lower.endswith(("_um", " um", "(um", "[um", ":um", "µm", "μm", "micron", "microns")) or lower == "um":
-        return "um"
-    return None
-
-
 # The table ------------------------------------------------------------------------------------------------------------
 
 
@@ -281,87 +304,22 @@ def _table_beside(path: Path) -> Path | None:
     return beside if beside.is_file() else None
 
 
-def _read_table(path: Path) -> _Table:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as cause:
-        raise InputError(f"cannot read the positions in {path}: {cause}") from cause
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if len(header) < 2 or twice:
-        what = f"the column {twice[0]!r} is there twice" if twice else f"got {first[:80]!r}"
-        raise InputError(f"{path}: expected a line with the names of the columns, as frame,x_px,y_px; {what}")
-    rows: list[dict[str, str]] = []
-    lines: list[int] = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise InputError(
-                f"{path}, line {reader.line_num}: expected {len(header)} columns as in the first line, got {len(cells)}"
-            )
-        rows.append(dict(zip(header, (cell.strip() for cell in cells), strict=True)))
-        lines.append(reader.line_num)
-    if not rows:
-        raise InputError(f"{path} has a header and no positions below it")
-    return _Table(path, header, rows, lines)
-
-
 def _from_table(
-    table: _Table, source: ImageSource, asked: tuple[str, str] | None, anchor: Anchor | None, flip_y: bool
+    table: Table, source: ImageSource, asked: tuple[str, str] | None, anchor: Anchor | None, flip_y: bool
 ) -> _Told:
-    names, unit = _choose_columns(table, asked, told_apart=anchor is not None or flip_y)
+    names, unit = choose_columns(table, asked, told_apart=anchor is not None or flip_y)
     if unit == "um" and anchor is None:
         raise InputError(
             f"{table.path}: are {names[0]},{names[1]} of the upper left corner of each frame or of its centre? "
             "Add --anchor corner or --anchor centre"
         )
     order, matched = _match_rows(table, source)
-    xy = [(_number(table, row, names[0]), _number(table, row, names[1])) for row in order]
-    tcz = source.info.tcz or tuple(_plane(table, row) for row in order)
+    xy = [(number_in(table, row, names[0]), number_in(table, row, names[1])) for row in order]
+    tcz = source.info.tcz or tuple(plane_in(table, row) for row in order)
     return _Told(f"{names[0]},{names[1]} of {table.path.name}", xy, tcz, unit, anchor or "corner", matched)
 
 
-def _choose_columns(table: _Table, asked: tuple[str, str] | None, *, told_apart: bool) -> tuple[tuple[str, str], Unit]:
-    """Names of the columns that hold x and y, and their unit."""
-    by_lower = {name.lower(): name for name in table.header}
-    found = ", ".join(table.header)
-    in_px = by_lower.get("x_px"), by_lower.get("y_px")
-    in_um = by_lower.get("x_um"), by_lower.get("y_um")
-    if asked is None:
-        if in_px[0] is None or in_px[1] is None:
-            raise InputError(
-                f"{table.path} has no columns x_px,y_px, but {found}: say which hold the positions, and their unit, "
-                "with --columns x_um,y_um --anchor centre --px-um SIZE, or --columns NAME:px,NAME:px"
-            )
-        if told_apart and None not in in_um:
-            raise InputError(
-                f"{table.path} has positions in pixels and in µm: which do --anchor and --flip-y speak of? "
-                "Add --columns x_px,y_px or --columns x_um,y_um"
-            )
-        return (in_px[0], in_px[1]), "px"
-    names: list[str] = []
-    units: set[Unit | None] = set()
-    for name in asked:
-        bare, _, suffix = name.rpartition(":")
-        column = by_lower.get(name.lower()) or by_lower.get(bare.lower())
-        if column is None:
-            raise InputError(f"{table.path} has no column {name!r}, but {found}")
-        names.append(column)
-        units.add(_unit_of(f":{suffix}") if column.lower() != name.lower() else _unit_of(name))
-    unit = units.pop()
-    if units or unit is None:
-        raise InputError(
-            f"--columns {','.join(asked)}: are these pixels or micrometres? Add :px or :um to both names, as "
-            f"{names[0]}:px,{names[1]}:px"
-        )
-    return (names[0], names[1]), unit
-
-
-def _match_rows(table: _Table, source: ImageSource) -> tuple[list[int], str]:
+def _match_rows(table: Table, source: ImageSource) -> tuple[list[int], str]:
     """The row of each frame, in order of frames, and how that was found out."""
     by_lower = {name.lower(): name for name in table.header}
     files = {name: frame for frame, name in enumerate(source.info.names)}
@@ -371,7 +329,7 @@ def _match_rows(table: _Table, source: ImageSource) -> tuple[list[int], str]:
             known = [files.get(cell) for cell in cells]
             return _invert(table, source, known, column), f", matched by {column}"
     if "frame" in by_lower:
-        numbers = [_whole_number(table, row, by_lower["frame"]) for row in range(len(table.rows))]
+        numbers = [whole_number_in(table, row, by_lower["frame"]) for row in range(len(table.rows))]
         known = [number if number < source.n_frames else None for number in numbers]
         return _invert(table, source, known, by_lower["frame"]), ""
     if len(table.rows) != source.n_frames:
@@ -382,7 +340,7 @@ def _match_rows(table: _Table, source: ImageSource) -> tuple[list[int], str]:
     return list(range(source.n_frames)), ", row by row in the order of the frames"
 
 
-def _invert(table: _Table, source: ImageSource, frames: Sequence[int | None], column: str) -> list[int]:
+def _invert(table: Table, source: ImageSource, frames: Sequence[int | None], column: str) -> list[int]:
     """From the frame of each row to the row of each frame."""
     rows: dict[int, int] = {}
     for row, frame in enumerate(frames):
@@ -407,45 +365,15 @@ def _invert(table: _Table, source: ImageSource, frames: Sequence[int | None], co
     return [rows[frame] for frame in range(source.n_frames)]
 
 
-def _number(table: _Table, row: int, column: str) -> float:
-    text = table.rows[row][column]
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        hint = " (with a point, not a comma)" if "," in text else ""
-        raise InputError(f"{table.path}, line {table.lines[row]}: expected a number{hint} in {column}, got {text!r}")
-    return number
-
-
-def _whole_number(table: _Table, row: int, column: str) -> int:
-    number = _number(table, row, column)
-    if number < 0 or number != int(number):
-        raise InputError(
-            f"{table.path}, line {table.lines[row]}: {column} counts from 0, got {table.rows[row][column]!r}; give the "
-            "column another name if it means something else"
-        )
-    return int(number)
-
-
-def _plane(table: _Table, row: int) -> Tcz:
-    """The plane of a row: from the columns t, c and z, those that there are."""
-    t, c, z = (_whole_number(table, row, axis) if axis in table.header else 0 for axis in "tcz")
-    return t, c, z
-
-
 # From there to the protocol -------------------------------------------------------------------------------------------
 
 
-def _pixel_size(
-    given: tuple[float, float] | None, in_file: tuple[float, float] | None, told: _Told
-) -> tuple[tuple[float, float], str]:
+def _pixel_size(given: tuple[float, float] | None, info: SourceInfo, told: _Told) -> tuple[tuple[float, float], str]:
     """Pixel size in µm, and where it is from."""
     if given is not None:
         return given, f"{_size_text(given)} µm per pixel"
-    if in_file is not None:
-        return _parse_px_um(in_file), f"{_size_text(in_file)} µm per pixel as its OME-XML says"
+    if info.px_um is not None:
+        return _parse_px_um(info.px_um), f"{_size_text(info.px_um)} µm per pixel as {info.px_um_said} says"
     if told.unit == "um":
         raise InputError(f"{told.name} are in µm: how large is a pixel? Add --px-um, as --px-um 0.65")
     return (1.0, 1.0), "1 µm per pixel for want of --px-um"
@@ -453,12 +381,6 @@ def _pixel_size(
 
 def _size_text(px_um: tuple[float, float]) -> str:
     return f"{px_um[0]:g}" if px_um[0] == px_um[1] else f"{px_um[0]:g}×{px_um[1]:g}"
-
-
-def _nearest(value: float) -> int:
-    """The nearest whole number, halves up: floor(value + 0.5) without the rounding of that sum."""
-    below = math.floor(value)
-    return below + (value - below >= 0.5)
 
 
 def _place(
@@ -469,38 +391,13 @@ def _place(
     corners: list[tuple[int, int]] = []
     for frame, (x, y) in enumerate(told.xy):
         try:
-            as_it_is = told.unit == "um" and told.anchor == "centre"
-            centre = (x, y) if as_it_is else _centre_um(told, x, y, affine, shape)
+            centre = centre_um((x, y), told.unit, told.anchor, affine, shape)
             corner = place_centre(centre, affine, shape)
         except (ValueError, OverflowError) as cause:
             raise InputError(f"{told.name}: frame {frame} at ({x:g}, {y:g}) cannot be placed: {cause}") from cause
         pos_um.append(centre)
         corners.append(corner)
     return tuple(pos_um), tuple(corners)
-
-
-def _centre_um(told: _Told, x: float, y: float, affine: Affine, shape: tuple[int, int]) -> tuple[float, float]:
-    """Stage position of a frame's centre such that its corner comes to lie on the pixel nearest to where it was told.
-
-    The way to micrometres and back may round a corner that lies half-way between two pixels to the wrong one; it is
-    then put a thousandth of a pixel to the right side.
-    """
-    height, width = shape
-    (x_um, _), (_, y_um) = affine
-    if told.unit == "um":
-        left, top = x / x_um, y / y_um
-    else:
-        left, top = x, y if y_um > 0 else -y
-    if told.anchor == "centre":
-        left, top = left - width / 2, top - height / 2
-    wanted = _nearest(top), _nearest(left)
-    for nudge in (0.0, 1 / 1024):
-        left += math.copysign(nudge, wanted[1] - left)
-        top += math.copysign(nudge, wanted[0] - top)
-        centre = x_um * (left + width / 2), y_um * (top + height / 2)
-        if place_centre(centre, affine, shape) == wanted:
-            break
-    return centre
 
 
 # Does it make sense? --------------------------------------------------------------------------------------------------

@@ -64,6 +64,9 @@ _MAX_WAITING_TILES: Final = 200_000  # in commits that one plugin has not been t
 
 _MAX_VIEWS: Final = 16  # of one frame
 _MOST_SHOWN: Final = 80  # characters of an argument in the trace
+_MOST_TOLD: Final = 2000  # characters of what a source says of itself
+_KEPT: Final = ".plugins"  # in the folder of the runs: what plugins keep
+_LONGEST_WAIT_S: Final = 60.0  # before a source that failed is started again
 _ARRAY_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 FRAMES: Final = "frames"
@@ -89,14 +92,18 @@ class PluginFailedError(TilecastError):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A call into a plugin that has not returned, since a monotonic time, and how many timeouts have been counted."""
+    """A call into a plugin that has not returned, since a monotonic time.
+
+    `counted_s` is when a timeout of it was last counted. Who waits for it counts the first, by its own patience.
+    """
 
     plugin: str
     where: str
     since_s: float
     arguments: Mapping[str, Any]
     cpu_s: float = field(default_factory=time.thread_time)
-    n_timeouts: int = 0
+    is_awaited: bool = False
+    counted_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -291,7 +298,9 @@ class Plugins:
             raise StartRefusedError(f"{' and '.join(splitters)} would each split the frames: switch off all but one")
         return steps
 
-    def make_images(self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str) -> MakeImages:
+    def make_images(
+        self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str, channel: int | None = None
+    ) -> MakeImages:
         """The function of a plugin that every frame of a run passes through; see `images`.
 
         Raises
@@ -310,7 +319,8 @@ class Plugins:
                 f"{why or 'it is not installed, or another version of it'}"
             )
         try:
-            make = self._ask(plugin, where, partial(_made, call), {"step": step, "shape": shape, "dtype": dtype})
+            arguments = {"step": step, "shape": shape, "dtype": dtype, "channel": channel}
+            make = self._ask(plugin, where, partial(_made, call), arguments)
         except Exception as exc:
             self._raised(plugin, where, exc)
             raise PluginFailedError(f"the plugin {plugin} failed in {where}: {_words(exc)}") from exc
@@ -347,9 +357,14 @@ class Plugins:
                 sources += [(plugin, source) for source in found]
         return sources
 
+    @property
+    def max_failures(self) -> int:
+        """As given: how often in a row anything may fail."""
+        return self._max_failures
+
     def source_failed(self, plugin: str, source: str, exc: BaseException) -> None:
-        """Count what ended a source."""
-        self._raised(plugin, f"source {source}", exc)
+        """Count what ended a source. Its plugin is not disabled for it: `SourceThreads` knows when to give up."""
+        self._raised(plugin, f"source {source}", exc, disables=False)
 
     def tell(self, news: Committed | RunEnded, plugin: str | None = None) -> None:
         """Tell one plugin (every one, if it is None) of a commit or the end of a run, now and in this thread.
@@ -383,14 +398,20 @@ class Plugins:
         return [name for name, _ in self._callers(hook)]
 
     def watch(self) -> None:
-        """Count those that hang: to be called about every second."""
+        """Count those that hang: to be called about every second.
+
+        Each look counts a call once at most, and again only a whole timeout after it was last counted: if this process
+        was paused for several timeouts, the plugin was, too.
+        """
         now_s = time.monotonic()
         late = []
         with self._lock:
             for call in self._running:
-                n_timeouts = int((now_s - call.since_s) / self._timeout_s)
-                late += [call] * (n_timeouts - call.n_timeouts)
-                call.n_timeouts = max(call.n_timeouts, n_timeouts)
+                if call.is_awaited and call.counted_s is None:
+                    continue
+                if now_s - (call.since_s if call.counted_s is None else call.counted_s) >= self._timeout_s:
+                    late.append(call)
+                    call.counted_s = now_s
         for call in late:
             self._raised(call.plugin, call.where, self._hangs(call.where))
 
@@ -420,7 +441,7 @@ class Plugins:
     def hanging(self) -> dict[str, str]:
         """Name of each plugin that has not returned in time, and the hook in which it hangs."""
         with self._lock:
-            return {call.plugin: call.where for call in self._running if call.n_timeouts}
+            return {call.plugin: call.where for call in self._running if call.counted_s is not None}
 
     def _ask(
         self,
@@ -441,7 +462,7 @@ class Plugins:
         future: Future[T] = Future()
 
         def work() -> None:
-            call = self._begin(plugin, where, arguments or {})
+            call = self._begin(plugin, where, arguments or {}, is_awaited=True)
             error: BaseException | None = None
             try:
                 if arguments is None:
@@ -464,15 +485,15 @@ class Plugins:
             with self._lock:  # the caller counts this one; the watch, those that follow
                 for call in self._running:
                     if (call.plugin, call.where) == (plugin, where):
-                        call.n_timeouts = max(1, call.n_timeouts)
+                        call.counted_s = time.monotonic()
             raise self._hangs(where, timeout_s)
         return future.result()
 
     def _hangs(self, where: str, timeout_s: float | None = None) -> PluginHangsError:
         return PluginHangsError(f"{where} did not return within {timeout_s or self._timeout_s:g} s (plugins.timeout_s)")
 
-    def _begin(self, plugin: str, where: str, arguments: Mapping[str, Any]) -> _Call:
-        call = _Call(plugin, where, time.monotonic(), arguments)
+    def _begin(self, plugin: str, where: str, arguments: Mapping[str, Any], *, is_awaited: bool = False) -> _Call:
+        call = _Call(plugin, where, time.monotonic(), arguments, is_awaited=is_awaited)
         with self._lock:
             self._running.add(call)
         return call
@@ -519,13 +540,13 @@ class Plugins:
         self.failed[name] = _words(exc)
         log.error("plugin left out", plugin=name, reason=self.failed[name])
 
-    def _raised(self, plugin: str, where: str, exc: BaseException) -> None:
+    def _raised(self, plugin: str, where: str, exc: BaseException, *, disables: bool = True) -> None:
         with self._lock:
             self.errors[plugin] = self.errors.get(plugin, 0) + 1
             self.last_errors[plugin] = f"{where}: {_words(exc)}"
             self._cost(plugin, where).n_failures += 1
             self._in_a_row[plugin, where] += 1
-            is_last = self._in_a_row[plugin, where] >= self._max_failures and plugin not in self.disabled
+            is_last = disables and self._in_a_row[plugin, where] >= self._max_failures and plugin not in self.disabled
             if is_last:
                 self.disabled[plugin] = f"it failed {self._max_failures} times in a row in {where}: {_words(exc)}"
         is_ours = isinstance(exc, PluginHangsError)
@@ -699,23 +720,35 @@ def _n_tiles(news: Committed | RunEnded) -> int:
 class SourceThreads:
     """Runs the message sources that plugins bring, each in a thread of its own.
 
+    A source that fails is started again, each time after twice the wait, until it has failed `plugins.max_failures`
+    times in a row; one that has run for longer than the longest wait begins to count anew.
+
     Parameters
     ----------
     plugins : Plugins
-    endpoint : str
-        The daemon's own acknowledged path, on which they send.
+        They are asked for their sources at once.
     instrument : str
         The option `instrument`.
+    store : Path
+        The folder of the runs. In it each plugin gets a folder of its own, for what it must know after a restart.
+    wait_s : float
+        How long after the first failure a source is started again.
     """
 
-    def __init__(self, plugins: Plugins, endpoint: str, instrument: str) -> None:
-        self._plugins = plugins
+    def __init__(self, plugins: Plugins, instrument: str, store: Path, *, wait_s: float = 1.0) -> None:
         self._stop = threading.Event()
         self._sources = [
-            _Source(plugins, plugin, source, endpoint, instrument, self._stop)
+            _Source(plugins, plugin, source, instrument, store, self._stop, wait_s)
             for plugin, source in plugins.message_sources(instrument)
         ]
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def start(self, endpoint: str) -> None:
+        """Start them; `endpoint` is the daemon's own acknowledged path, on which they send."""
         for source in self._sources:
+            source.endpoint = endpoint
             source.thread.start()
 
     @property
@@ -724,7 +757,7 @@ class SourceThreads:
         return [source.thread.name for source in self._sources if source.thread.is_alive()]
 
     def stats(self) -> list[dict[str, Any]]:
-        """Each source: whether it runs, what ended it, and the processor time it took."""
+        """Each source: whether it runs, what ended it, the processor time it took, and what it says of itself."""
         return [source.stats() for source in self._sources]
 
     def close(self, timeout_s: float = 5.0) -> bool:
@@ -732,7 +765,8 @@ class SourceThreads:
         self._stop.set()
         deadline_s = time.monotonic() + timeout_s
         for source in self._sources:
-            source.thread.join(max(0.0, deadline_s - time.monotonic()))
+            if source.thread.ident is not None:
+                source.thread.join(max(0.0, deadline_s - time.monotonic()))
         for name in self.running:
             log.error("message source did not stop; it is left behind", source=name, timeout_s=timeout_s)
         return not self.running
@@ -746,21 +780,35 @@ class _Source:
         plugins: Plugins,
         plugin: str,
         source: MessageSource,
-        endpoint: str,
         instrument: str,
+        store: Path,
         stop: threading.Event,
+        wait_s: float,
     ) -> None:
-        self.endpoint = endpoint
+        self.endpoint = ""
         self.instrument = instrument
+        self.store = store
         self._plugins = plugins
         self._plugin = plugin
         self._source = source
         self._stop = stop
+        self._wait_s = wait_s
         self._publishers: list[Publisher] = []
         self._n_rejected = 0
+        self._n_failures = 0
+        self._in_a_row = 0
+        self._again_at_s: float | None = None
         self._state = "running"
+        self._told: dict[str, str | int | float] = {}
         self._cpu_s = 0.0
         self.thread = threading.Thread(target=self._run, name=f"source {source.name}", daemon=True)
+
+    @property
+    def folder(self) -> Path:
+        """See `hookspecs.Feed`."""
+        folder = self.store / _KEPT / self._plugin
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def publisher(self, stream: str, **options: Any) -> Publisher:
         """See `hookspecs.Feed`."""
@@ -770,16 +818,29 @@ class _Source:
         self._publishers.append(publisher)
         return publisher
 
+    def tell(self, **facts: str | int | float) -> None:
+        """See `hookspecs.Feed`."""
+        for name, fact in facts.items():
+            if not isinstance(fact, str | int | float):
+                raise TypeError(f"a source tells texts and numbers of itself; {name} is a {type(fact).__name__}")
+        self._told = self._told | {
+            name: fact[:_MOST_TOLD] if isinstance(fact, str) else fact for name, fact in facts.items()
+        }
+
     def stats(self) -> dict[str, Any]:
         clock = getattr(time, "pthread_getcpuclockid", None)
         if clock is not None and self.thread.is_alive() and self.thread.ident is not None:
             self._cpu_s = time.clock_gettime(clock(self.thread.ident))
+        again_at_s = self._again_at_s
         return {
             "plugin": self._plugin,
             "source": self._source.name,
             "state": self._state,
+            "n_failures": self._n_failures,
+            "again_in_s": None if again_at_s is None else max(0.0, again_at_s - time.monotonic()),
             "n_rejected": self._n_rejected,
             "cpu_s": self._cpu_s,
+            "told": self._told,
         }
 
     def _rejected(self, rejected: Rejected) -> None:
@@ -790,17 +851,40 @@ class _Source:
 
     def _run(self) -> None:
         where = {"plugin": self._plugin, "source": self._source.name}
+        while True:
+            began_s = time.monotonic()
+            failed = self._run_once()
+            if not failed:
+                self._state = "ended"
+                log.info("message source has ended", **where)
+                return
+            ran_long = time.monotonic() - began_s > _LONGEST_WAIT_S
+            self._in_a_row = 1 if ran_long else self._in_a_row + 1
+            if self._in_a_row >= self._plugins.max_failures:
+                log.error("message source failed and is over", n_failures=self._in_a_row, **where)
+                return
+            wait_s = min(self._wait_s * 2 ** (self._in_a_row - 1), _LONGEST_WAIT_S)
+            log.error("message source failed; it is started again", wait_s=wait_s, n_failures=self._in_a_row, **where)
+            self._again_at_s = time.monotonic() + wait_s
+            stopped = self._stop.wait(wait_s)
+            self._again_at_s = None
+            if stopped:
+                return
+            self._state = "running"
+
+    def _run_once(self) -> bool:
+        """Run the source until it returns (False) or raises (True)."""
         try:
             self._source.run(self, self._stop)
         except BaseException as exc:  # noqa: BLE001 - a guest's code
+            self._n_failures += 1
             self._state = f"failed: {_words(exc)}"
             self._plugins.source_failed(self._plugin, self._source.name, exc)
-            log.error("message source failed and is over", **where)
-        else:
-            self._state = "ended"
-            log.info("message source has ended", **where)
+            return True
         finally:
             self._cpu_s = time.thread_time()
             for publisher in self._publishers:  # of one that failed; the others have closed theirs
                 with contextlib.suppress(TilecastError):
                     publisher.close(0.0)
+            self._publishers.clear()
+        return False

@@ -90,14 +90,7 @@ class DaemonProcess:
         self._closed = False
         self.endpoints = {}
         self.log.clear()
-        self._process = subprocess.Popen(
-            self._command,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.PIPE,
-            text=True,
-            env=self._environ,
-            process_group=0,  # Ctrl-C in the terminal is for whoever started it, who then stops it when it is time
-        )
+        self._process = self._spawn()
         self._reader = threading.Thread(target=self._read_log, args=(self._process.stderr,), daemon=True)
         self._reader.start()
         try:
@@ -157,6 +150,16 @@ class DaemonProcess:
             found = find()
             assert found is not None
             return found
+
+    def _spawn(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            text=True,
+            env=self._environ,
+            process_group=0,  # Ctrl-C in the terminal is for whoever started it, who then stops it when it is time
+        )
 
     def _end(self, number: signal.Signals, timeout_s: float) -> int:
         process = self._process

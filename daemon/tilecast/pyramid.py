@@ -223,6 +223,7 @@ class TileSource(Protocol):
 
 
 _NO_QUEUE, _ENCLOSED, _PLAIN, _COSTLY = -1, 0, 1, 2
+_ALL_QUIET = 0b1111
 
 
 @dataclass(slots=True, eq=False)
@@ -238,7 +239,8 @@ class _Tile:
     solo: Placement | None = None  # the one that does, if it is one
     last: tuple[int, int] = (-1, -1)  # highest journal order among them
     exists: bool | None = False  # whether the store, or a batch on its way there, has a version; None: ask the store
-    enclosed: bool = False  # has frames all around it
+    enclosed: bool = False  # has frames all around it; of an upper tile: all four below it are
+    quiet: int = 0  # of an upper tile: a bit for each of those four, as last reduced
     batch: int = 0  # number of the uncommitted batch that its newest version is, or will be, part of; 0 if committed
     nbytes: int = 0
     pinned: int = 0
@@ -679,6 +681,10 @@ class Pyramid:
                 reduction.Child(*_half_of(child), child.pixels if child.exists else None, child.mask)
                 for child in children
             ]
+            for child in children:
+                bit = 1 << 2 * (child.address[1].row & 1) + (child.address[1].col & 1)
+                tile.quiet = tile.quiet | bit if child.enclosed else tile.quiet & ~bit
+            tile.enclosed = tile.quiet == _ALL_QUIET
             tiles.append(tile)
             jobs.append(reduction.Family(tile.pixels, tile.mask, parts))
         reduction.reduce_families(jobs, self._dtype, self._size)

@@ -123,11 +123,10 @@ class ByteQueue(Generic[T]):
             self._not_empty.notify_all()
             self._not_full.notify_all()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether it is below its limit now."""
+    def has_room_for(self, nbytes: int) -> bool:
+        """Whether so much can be put now without waiting."""
         with self._lock:
-            return self._nbytes < self.max_bytes
+            return self._has_room(nbytes)
 
     @property
     def n_waiting(self) -> int:

@@ -15,23 +15,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilecast.calibration import apply
 from tilecast.errors import StoreError as StoreError
 from tilecast.geometry import Canvas as Canvas
 from tilecast.geometry import Placement as Placement
 from tilecast.geometry import PlaneKey as PlaneKey
 from tilecast.geometry import Rect as Rect
 from tilecast.geometry import TileKey as TileKey
+from tilecast.geometry import extent_rect as extent_rect
 from tilecast.geometry import rect_at_level as rect_at_level
 from tilecast.geometry import tile_span as tile_span
 from tilecast.geometry import tiles_in as tiles_in
 from tilecast.geometry import union_of as union_of
 from tilecast.publish.open_readers import OpenReaders
 from tilecast.reduction import blank_tile, clear_quadrant, reduce_into
+from tilecast.service.runs import first_start, image_pixels, load_calibration, open_recording, read_frozen
 from tilecast.store.coverage import coverage_bits as coverage_bits
 from tilecast.store.coverage import coverage_unpack as coverage_unpack
 from tilecast.store.folders import FoundRun as FoundRun
@@ -44,8 +49,10 @@ from tilecast.store.tile_store import Changes as Changes
 from tilecast.store.tile_store import PlacementRow as PlacementRow
 from tilecast.store.tile_store import RunFacts as RunFacts
 from tilecast.store.tile_store import RunInfo as RunInfo
+from tilecast.store.tile_store import StoredTile as StoredTile
 from tilecast.store.tile_store import TileReader as TileReader
 from tilecast.store.tile_store import TileStamp as TileStamp
+from tilecast_protocol.headers import unpack_header
 
 
 def open_run(root: str | os.PathLike[str], run: str) -> TileReader:
@@ -64,6 +71,82 @@ def open_run(root: str | os.PathLike[str], run: str) -> TileReader:
         If there is no such run, or it cannot be read.
     """
     return SqliteReader(run_folder(root, run))
+
+
+def open_folder(folder: str | os.PathLike[str]) -> TileReader:
+    """As `open_run`, of a run's folder wherever it lies."""
+    return SqliteReader(folder)
+
+
+class RecordedFrames:
+    """The frames of a run, as its camera sent them and as they went into its mosaic; also while it is recorded.
+
+    Parameters
+    ----------
+    folder : path
+        The run's folder.
+
+    Raises
+    ------
+    StoreError
+        If the run is sealed, so that its frames are not kept any more, or what was frozen at its start is lost.
+    JournalError, CalibrationError
+        If they cannot be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        path = Path(folder)
+        self._journal = open_recording(path)
+        try:
+            self._start = first_start(self._journal)
+            self._calibration = load_calibration(path, self._start.shape, read_frozen(path).calibration)
+        except BaseException:
+            self._journal.close()
+            raise
+
+    @property
+    def n_frames(self) -> int:
+        """Frames in the recording when it was opened."""
+        return self._journal.n_images
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of each frame."""
+        return self._start.shape
+
+    @property
+    def dark(self) -> NDArray[np.float32] | None:
+        """The dark image that is frozen in the run, if there is one."""
+        return self._calibration.dark
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the mosaic's frames differ from the recorded ones."""
+        return not self._calibration.is_identity
+
+    def recorded(self, placement: Placement) -> NDArray[Any]:
+        """A placed frame's pixels, shape (rows, columns), as its camera sent them."""
+        return image_pixels(self._journal, placement.index, self._start)
+
+    def calibrated(self, placement: Placement) -> NDArray[Any]:
+        """The same as they went into the mosaic."""
+        return apply(self.recorded(placement), self._calibration).pixels
+
+    def header(self, placement: Placement) -> dict[str, Any]:
+        """What the message said that carried a frame (PROTOCOL, `image`)."""
+        return unpack_header(self._journal.image(placement.index).header)
+
+    def close(self) -> None:
+        """Let go of the recording."""
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def shared_readers(root: str | os.PathLike[str], most: int = 32) -> OpenReaders:

@@ -706,12 +706,33 @@ class Client:
         """End a run whose publisher will not (operators only, as all that follow)."""
         self.ask("end", run=run)
 
-    def rebuild(self, run: str, *, blend: str | None = None, rejoin: bool = False) -> None:
-        """Make a run's tiles anew from its journal: in another blend mode, or joining all positions anew.
+    def rebuild(
+        self,
+        run: str,
+        *,
+        blend: str | None = None,
+        rejoin: bool = False,
+        dark: str | None = None,
+        flat: str | None = None,
+        steps: bool = False,
+    ) -> None:
+        """Make a run's tiles anew from its journal.
 
         Returns when it is done, which takes long for a long run: give the client a `timeout_s` to match.
+
+        Parameters
+        ----------
+        run : str
+        blend : str, optional
+            Another blend mode.
+        rejoin : bool
+            Join all positions anew.
+        dark, flat : str, optional
+            Names of other calibration images in the daemon's `calibration.path`; "none": without.
+        steps : bool
+            Ask plugins again what is to be done with every frame.
         """
-        self.ask("rebuild", run=run, blend=blend, rejoin=rejoin)
+        self.ask("rebuild", run=run, blend=blend, rejoin=rejoin, dark=dark, flat=flat, steps=steps)
 
     def repair(self, run: str) -> dict[str, Any]:
         """Have a run checked, and made good as far as it can be; the answer says what was `done` and what is `left`.

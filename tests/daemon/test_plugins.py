@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class TestLoading:
     def test_a_plugin_that_cannot_be_imported_is_named_and_left_out(self) -> None:
         entries = [
             EntryPoint("broken", "tilecast_no_such_module", "tilecast.plugins"),
-            EntryPoint("calibration", "tilecast_plugins.calibration", "tilecast.plugins"),
+            EntryPoint("calibration", "tilecast_plugins.calibration.plugin", "tilecast.plugins"),
         ]
         with capture_logs() as logs:
             plugins = Plugins.load(entries)
@@ -182,7 +182,7 @@ class TestCommits:
 
 
 class TestSources:
-    def test_run_until_they_are_told_to_stop(self) -> None:
+    def test_run_until_they_are_told_to_stop(self, tmp_path: Path) -> None:
         first = threading.Event()
         doors: list[str] = []
 
@@ -195,7 +195,8 @@ class TestSources:
                 stop.wait(30)
 
         plugins = Plugins([("p", plugin(tilecast_message_sources=lambda: [Ticker()]))])
-        threads = SourceThreads(plugins, "ipc:///door", "scope")
+        threads = SourceThreads(plugins, "scope", tmp_path)
+        threads.start("ipc:///door")
         assert first.wait(30)
         assert threads.running == ["source ticker"]
         assert [(one["source"], one["state"]) for one in threads.stats()] == [("ticker", "running")]
@@ -203,7 +204,7 @@ class TestSources:
         assert doors == ["ipc:///door scope"]
         assert threads.stats()[0]["state"] == "ended"
 
-    def test_failures_are_named(self) -> None:
+    def test_failures_are_named(self, tmp_path: Path) -> None:
         class Broken:
             name = "broken"
 
@@ -218,7 +219,8 @@ class TestSources:
             ]
         )
         with capture_logs() as logs:
-            threads = SourceThreads(plugins, "ipc:///door", "scope")
+            threads = SourceThreads(plugins, "scope", tmp_path)
+            threads.start("ipc:///door")
             assert threads.close(30)
         assert [(one["plugin"], one["state"]) for one in threads.stats()] == [
             ("b", "failed: OSError: the share is gone")
@@ -226,6 +228,54 @@ class TestSources:
         assert plugins.errors == {"a": 1, "b": 1, "c": 1}
         over = next(entry for entry in logs if "source" in entry)
         assert (over["plugin"], over["source"]) == ("b", "broken")
+
+    def test_one_that_fails_is_started_again_up_to_a_limit(self, tmp_path: Path) -> None:
+        class Broken:
+            name = "broken"
+            n_runs = 0
+
+            def run(self, feed: Feed, stop: threading.Event) -> None:  # noqa: ARG002 - the interface
+                Broken.n_runs += 1
+                raise OSError("the share is gone")
+
+        plugins = Plugins([("b", plugin(tilecast_message_sources=lambda: [Broken()]))], max_failures=4)
+        with capture_logs() as logs:
+            threads = SourceThreads(plugins, "scope", tmp_path, wait_s=0.01)
+            threads.start("ipc:///door")
+            threads._sources[0].thread.join(30)
+        assert threads.running == []
+        assert Broken.n_runs == 4
+        again = [entry["wait_s"] for entry in logs if entry["event"] == "message source failed; it is started again"]
+        assert again == [0.01, 0.02, 0.04]
+        assert logs[-1]["event"] == "message source failed and is over"
+        assert (plugins.errors, plugins.disabled) == ({"b": 4}, {})
+        assert threads.stats()[0]["n_failures"] == 4
+
+    def test_one_that_recovers_goes_on_with_a_new_publisher(self, tmp_path: Path) -> None:
+        ran = threading.Event()
+
+        class Shaky:
+            name = "shaky"
+
+            def run(self, feed: Feed, stop: threading.Event) -> None:
+                marker = feed.folder / "was here"
+                if not marker.exists():
+                    marker.touch()
+                    raise OSError("once")
+                feed.tell(n_taken=3, last="a.tif")
+                ran.set()
+                stop.wait(30)
+
+        plugins = Plugins([("s", plugin(tilecast_message_sources=lambda: [Shaky()]))])
+        with capture_logs():
+            threads = SourceThreads(plugins, "scope", tmp_path, wait_s=0.01)
+            threads.start("ipc:///door")
+            assert ran.wait(30)
+            told = threads.stats()[0]
+            assert threads.close(30)
+        assert (told["state"], told["n_failures"], told["again_in_s"]) == ("running", 1, None)
+        assert told["told"] == {"n_taken": 3, "last": "a.tif"}
+        assert (tmp_path / ".plugins" / "s" / "was here").exists()
 
 
 class TestHanging:
@@ -272,7 +322,10 @@ class TestHanging:
         assert plugins.find_calibration("20x", "flat", shape=(2, 2), folder=Path("/nowhere")).all()
         assert plugins.disabled == {}
 
-    def test_the_watch_finds_who_hangs_in_a_commit(self) -> None:
+    def test_the_watch_finds_who_hangs_in_a_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now_s = [0.0]
+        clock = SimpleNamespace(**(vars(time) | {"monotonic": lambda: now_s[0]}))
+        monkeypatch.setattr("tilecast.plugins.time", clock)
         entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
 
         def hangs() -> None:
@@ -284,7 +337,7 @@ class TestHanging:
                 ("hangs", plugin(tilecast_committed=hangs)),
                 ("good", plugin(tilecast_committed=lambda commit: commit.rev == 2 and told.set())),
             ],
-            timeout_s=0.01,
+            timeout_s=1.0,
             max_failures=2,
         )
         teller = Teller(plugins, max_waiting=2)
@@ -293,11 +346,34 @@ class TestHanging:
                 teller.tell(replace(COMMIT, rev=rev))
             assert entered.wait(30)
             assert told.wait(30), "the others are told all the same"
-            while "hangs" not in plugins.disabled:
+            for now_s[0], n_timeouts in ((0.9, 0), (1.0, 1), (1.9, 1), (2.0, 2)):
                 plugins.watch()
+                assert plugins.errors.get("hangs", 0) == n_timeouts
+                assert ("hangs" in plugins.disabled) == (n_timeouts == 2)
         assert plugins.errors == {"hangs": 2}
         assert logs[-1]["event"] == "plugin disabled"
         assert teller.close(30), "nobody waits for who was given up"
+        go_on.set()
+
+    def test_a_pause_of_the_machine_counts_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However many timeouts it lasted; only whole timeouts of a machine that runs are the plugin's."""
+        entered, go_on = threading.Event(), threading.Event()
+        plugins = Plugins(
+            [("hangs", plugin(tilecast_committed=lambda: (entered.set(), go_on.wait(30))))],
+            timeout_s=10,
+            max_failures=3,
+        )
+        teller = Teller(plugins)
+        teller.tell(COMMIT)
+        assert entered.wait(30)
+        now_s = time.monotonic()
+        with capture_logs():
+            for after_s, counted in ((9, 0), (65, 1), (74, 1), (75.5, 2), (76, 2), (90, 3)):
+                monkeypatch.setattr("tilecast.plugins.time.monotonic", lambda after_s=after_s: now_s + after_s)
+                plugins.watch()
+                assert plugins.errors.get("hangs", 0) == counted, after_s
+        monkeypatch.undo()
+        assert "hangs" in plugins.disabled
         go_on.set()
 
     def test_commits_with_many_tiles_do_not_pile_up(self) -> None:

@@ -532,6 +532,25 @@ class TestMemory:
             assert mosaic.pyramid.stats().evictions > 0
             mosaic.check()
 
+    def test_what_the_next_row_will_touch_stays_in_memory(self) -> None:
+        """Of a row of frames: what is inside it, and above that, goes first; else each frame waits for the disk."""
+        outside, shape, step, columns = MemorySources(), (256, 256), 230, 25
+        settings = PyramidSettings("<u2", "feather", tile_size=32, feather_px=10)
+        pyramid = Pyramid(settings, budget_bytes=4 << 20, placements=outside, frames=outside, tiles=outside)
+        pixels = noise(0, shape)
+        of_the_first_row = 0
+        for i in range(3 * columns):
+            row, col = divmod(i, columns)
+            pyramid.add(placed(i, step * row, step * (col if row % 2 == 0 else columns - 1 - col), shape), pixels)
+            batch = pyramid.flush()
+            assert batch is not None
+            outside.commit(batch)
+            pyramid.committed(batch.number)
+            if i == columns:
+                of_the_first_row = outside.reads
+        assert pyramid.stats().evictions > 0
+        assert outside.reads - of_the_first_row < 2 * columns * 2  # it was seven for each frame
+
     def test_what_is_counted_is_what_is_held(self) -> None:
         mosaic = LiveMosaic()
         run(mosaic, (24, 24), serpentine(3, 3, (20, 20)))

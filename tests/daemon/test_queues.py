@@ -43,17 +43,20 @@ def test_bytes_are_the_limit_not_items() -> None:
     queue: ByteQueue[str] = ByteQueue("q", 100)
     assert queue.put("a", 60)
     assert queue.put("b", 40)
-    assert not queue.has_room
+    assert queue.has_room_for(0)
+    assert not queue.has_room_for(1)
     assert queue.put("weighs nothing", 0)
     assert not queue.put("c", 1, timeout_s=0)
     queue.get()
-    assert queue.has_room
+    assert queue.has_room_for(60)
+    assert not queue.has_room_for(61)
     assert queue.put("c", 60, timeout_s=0)
     assert not queue.put("d", 1, timeout_s=0)
 
 
 def test_one_item_is_let_in_however_heavy() -> None:
     queue: ByteQueue[str] = ByteQueue("q", 100)
+    assert queue.has_room_for(10_000)
     assert queue.put("huge", 10_000, timeout_s=0)
     assert not queue.put("small", 1, timeout_s=0)
     assert queue.get() == "huge"

@@ -6,6 +6,8 @@ They say what they have been promised in a file of their own, outside the folder
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 from faults.nursery import n_calls
@@ -92,6 +94,27 @@ def write_store(folder: str, promises: str) -> None:
     except TilecastError as error:
         said.say("error", error)
     said.say("calls", n_calls())
+
+
+def die_after_a_commit(folder: str, promises: str) -> None:
+    """Make a second commit, which may fail; and die in the third, whose tiles are written already."""
+    said = Promises(promises)
+    dies = False
+
+    def clock_ns() -> int:
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return time.time_ns()
+
+    store = SqliteStore.open(Path(folder), clock_ns=clock_ns)
+    said.say("calls", n_calls())
+    try:
+        store.commit(commit(1))
+    except TilecastError as error:
+        said.say("error", error)
+    said.say("calls", n_calls())
+    dies = True
+    store.commit(commit(2))
 
 
 def open_store(folder: str, promises: str) -> None:

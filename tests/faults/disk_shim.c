@@ -3,7 +3,10 @@
 
    Python calls the functions shim_*; everything else looks as libc does. Only files below one folder are concerned.
    What is at an fsync is copied before the fsync, so that nothing is called durable that was written behind it. The
-   copy is read through the descriptor that is synced: closing one of our own would drop SQLite's locks. */
+   copy is read through the descriptor that is synced: closing one of our own would drop SQLite's locks.
+
+   Python's signal handlers write to a socket on a stack of some 10 kB (faulthandler's), and what lies below that is the
+   heap. So nothing here that is called for other than files has buffers, nor looks a name up. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,9 +29,21 @@ static long slow_bytes_s;
 static struct timespec slow_until;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+/* Looked up once; the first time is long before any signal. */
+#define REAL(name)                                                                    \
+    ({                                                                                \
+        static __typeof__(&name) found;                                               \
+        if (!found) found = (__typeof__(&name))dlsym(RTLD_NEXT, #name);               \
+        found;                                                                        \
+    })
 
-/* Calls from number first to last, counted from 1, fail with this errno; 0 kills the process instead. */
+static int is_on_disk(int fd) {
+    struct stat found;
+    return !fstat(fd, &found) && (S_ISREG(found.st_mode) || S_ISDIR(found.st_mode));
+}
+
+/* Calls from number first to last, counted from 1, fail with this errno; 0 kills the process instead. A negative one: the
+   disk does what it is told, and then says that it failed. */
 void shim_arm(const char *folder, const char *keep, long first, long last, int number) {
     snprintf(root, sizeof root, "%s", folder);
     snprintf(durable, sizeof durable, "%s", keep);
@@ -67,12 +82,18 @@ static int path_of(int fd, char *path, size_t size) {
     return below(path) && !is_passing(path);
 }
 
-static int fails(void) {
+/* What becomes of a call: 0 if it goes on, 1 if it fails, 2 if it is done and then called failed. */
+static int fate(void) {
     long n = __sync_add_and_fetch(&n_calls, 1);
     if (!fail_from || n < fail_from || n > fail_upto) return 0;
     if (!fail_errno) kill(getpid(), SIGKILL);
-    errno = fail_errno;
-    return 1;
+    errno = abs(fail_errno);
+    return fail_errno > 0 ? 1 : 2;
+}
+
+static long called_failed(void) {
+    errno = abs(fail_errno);
+    return -1;
 }
 
 static void copy_name(const char *path, char *name, size_t size) {
@@ -140,15 +161,21 @@ static size_t total(const struct iovec *parts, int n) {
     return nbytes;
 }
 
+/* What becomes of a write to a file, which may have to wait here. */
+__attribute__((noinline)) static int before_write(int fd, size_t nbytes) {
+    char path[4096];
+    int lot = 0;
+    wait_at_gate(fd, "write");
+    if (root[0] && path_of(fd, path, sizeof path) && (lot = fate()) != 1) take_time(path, nbytes);
+    return lot;
+}
+
 #define ON_FD(type, name, params, args, nbytes)                  \
     type name params {                                           \
-        char path[4096];                                         \
-        wait_at_gate(fd, "write");                               \
-        if (root[0] && path_of(fd, path, sizeof path)) {         \
-            if (fails()) return -1;                              \
-            take_time(path, nbytes);                             \
-        }                                                        \
-        return REAL(name) args;                                  \
+        int lot = is_on_disk(fd) ? before_write(fd, nbytes) : 0; \
+        if (lot == 1) return -1;                                 \
+        type done = REAL(name) args;                             \
+        return lot ? called_failed() : done;                     \
     }
 ON_FD(ssize_t, write, (int fd, const void *data, size_t n), (fd, data, n), n)
 ON_FD(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at), n)
@@ -163,22 +190,49 @@ ON_FD(ssize_t, pwritev64v2, (int fd, const struct iovec *parts, int n, off64_t a
 ON_FD(int, ftruncate, (int fd, off_t size), (fd, size), 0)
 ON_FD(int, ftruncate64, (int fd, off64_t size), (fd, size), 0)
 
-#define ON_SYNC(name)                              \
-    int name(int fd) {                             \
-        char path[4096];                           \
-        wait_at_gate(fd, "sync");                  \
-        if (root[0] && path_of(fd, path, sizeof path)) { \
-            if (fails()) return -1;                \
-            keep(fd, path);                        \
-        }                                          \
-        return REAL(name)(fd);                     \
+__attribute__((noinline)) static int before_sync(int fd) {
+    char path[4096];
+    int lot = 0;
+    wait_at_gate(fd, "sync");
+    if (root[0] && path_of(fd, path, sizeof path) && (lot = fate()) != 1) keep(fd, path);
+    return lot;
+}
+
+#define ON_SYNC(name)                                \
+    int name(int fd) {                               \
+        int lot = is_on_disk(fd) ? before_sync(fd) : 0; \
+        if (lot == 1) return -1;                     \
+        int done = REAL(name)(fd);                   \
+        return lot ? called_failed() : done;         \
     }
 ON_SYNC(fsync)
 ON_SYNC(fdatasync)
 
+/* A hole may be on the disk at once, with no sync: what was there is gone, whatever names it still. */
+int fallocate(int fd, int mode, off_t at, off_t nbytes) {
+    char path[4096], name[8192];
+    int lot = 0;
+    if (root[0] && path_of(fd, path, sizeof path)) {
+        if ((lot = fate()) == 1) return -1;
+        if (durable[0] && (mode & FALLOC_FL_PUNCH_HOLE)) {
+            copy_name(path, name, sizeof name);
+            pthread_mutex_lock(&lock);
+            int copy = open(name, O_WRONLY);
+            if (copy >= 0) {
+                if (REAL(fallocate)(copy, mode, at, nbytes)) abort();
+                close(copy);
+            }
+            pthread_mutex_unlock(&lock);
+        }
+    }
+    int done = REAL(fallocate)(fd, mode, at, nbytes);
+    return lot ? called_failed() : done;
+}
+
 int rename(const char *from, const char *to) {
+    int lot = 0;
     if (root[0] && below(from)) {
-        if (fails()) return -1;
+        if ((lot = fate()) == 1) return -1;
         if (durable[0]) {
             char old[8192], new[8192];
             copy_name(from, old, sizeof old);
@@ -186,17 +240,20 @@ int rename(const char *from, const char *to) {
             REAL(rename)(old, new);
         }
     }
-    return REAL(rename)(from, to);
+    int done = REAL(rename)(from, to);
+    return lot ? called_failed() : done;
 }
 
 int unlink(const char *path) {
+    int lot = 0;
     if (root[0] && below(path) && !is_passing(path)) {
-        if (fails()) return -1;
+        if ((lot = fate()) == 1) return -1;
         if (durable[0]) {
             char name[8192];
             copy_name(path, name, sizeof name);
             REAL(unlink)(name);
         }
     }
-    return REAL(unlink)(path);
+    int done = REAL(unlink)(path);
+    return lot ? called_failed() : done;
 }

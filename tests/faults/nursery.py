@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import io
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -23,6 +25,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tilecast.process import DaemonProcess
 
 TESTS = Path(__file__).resolve().parents[1]
 PATIENCE_S = 60.0
@@ -41,7 +45,8 @@ class Disk:
     first, last : int
         The calls that fail, counted from 1; 0 for none.
     errno : int
-        How they fail; 0 ends the process instead, as SIGKILL does.
+        How they fail; 0 ends the process instead, as SIGKILL does. A negative one: they are done, and then said to have
+        failed.
     slow_bytes_s, slow_s : int
         For the first seconds, other files than journals are written no faster than this; 0 for as fast as it goes.
     """
@@ -157,11 +162,11 @@ class Nursery:
         """`tilecast run` with these options; not yet ready."""
         options = {"store.path": str(store), "log.format": "json", "log.level": "info"} | dict(settings)
         arguments = ["run", *(f"--set={name}={value}" for name, value in options.items())]
-        return self._fork({"call": "tilecast.cli:main", "arguments": [arguments]}, disk)
+        return self.call("tilecast.cli:main", arguments, disk=disk)
 
     def call(self, function: str, *arguments: Any, disk: Disk | None = None) -> Child:
         """A process that calls `module:function` with arguments that JSON can hold, and ends."""
-        return self._fork({"call": function, "arguments": arguments}, disk)
+        return Child(self, *self.fork(function, *arguments, disk=disk))
 
     def wait(self, pid: int) -> int:
         """The exit code of a child that has ended."""
@@ -175,7 +180,8 @@ class Nursery:
         self._process.wait()
         self._process.stdout.close()
 
-    def _fork(self, request: dict[str, Any], disk: Disk | None) -> Child:
+    def fork(self, function: str, *arguments: Any, disk: Disk | None = None) -> tuple[int, int]:
+        """The number of a process that calls `module:function`, and where its standard error can be read."""
         assert disk is None or self.has_shim
         self._n += 1
         said = self._folder / f"said-{self._n}"
@@ -183,10 +189,10 @@ class Nursery:
         # Open at both ends before there is a child: its end, however early, is then seen as the end of what it says.
         listening = os.open(said, os.O_RDONLY | os.O_NONBLOCK)
         os.set_blocking(listening, True)
-        asked = request | {"said": str(said), "disk": None if disk is None else asdict(disk)}
-        pid = int(self._ask(asked))
+        asked = {"call": function, "arguments": arguments, "said": str(said)}
+        pid = int(self._ask(asked | {"disk": None if disk is None else asdict(disk)}))
         said.unlink()
-        return Child(self, pid, listening)
+        return pid, listening
 
     def _ask(self, request: dict[str, Any]) -> str:
         assert self._process.stdin is not None
@@ -205,6 +211,63 @@ class Nursery:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class ForkedDaemon(DaemonProcess):
+    """A `DaemonProcess` that a nursery forks, so that it is there at once; for tests that start many.
+
+    Parameters
+    ----------
+    nursery : Nursery
+    store_path : Path
+    settings : mapping of str to str, optional
+    log_file : Path, optional
+    """
+
+    def __init__(
+        self, nursery: Nursery, store_path: Path, *, settings: Mapping[str, str] | None = None, log_file: Path
+    ) -> None:
+        super().__init__(store_path, settings=settings, log_file=log_file)
+        self._nursery = nursery
+
+    def _spawn(self) -> Any:
+        arguments = self._command[self._command.index("run") :]
+        arguments.remove("--until-eof")  # its standard input is empty; it ends with the nursery
+        return _Forked(self._nursery, arguments)
+
+
+class _Forked:
+    """As much of `subprocess.Popen` as a `DaemonProcess` asks of its process."""
+
+    def __init__(self, nursery: Nursery, arguments: list[str]) -> None:
+        self._nursery = nursery
+        self.pid, said = nursery.fork("tilecast.cli:main", arguments)
+        self._ended = os.pidfd_open(self.pid)
+        self.returncode: int | None = None
+        self.stdin = io.StringIO()
+        self.stderr = os.fdopen(said)
+
+    def poll(self) -> int | None:
+        return self._wait(0)
+
+    def wait(self, timeout_s: float) -> int:
+        code = self._wait(timeout_s)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _wait(self, timeout_s: float) -> int | None:
+        if self.returncode is None and select.select([self._ended], [], [], timeout_s)[0]:
+            self.returncode = self._nursery.wait(self.pid)
+            os.close(self._ended)
+        return self.returncode
 
 
 def compiled_shim(folder: Path) -> Path | None:

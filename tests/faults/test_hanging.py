@@ -6,6 +6,8 @@ written to its files while a gate is there. When the gate is taken away, all is 
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import tempfile
 import time
@@ -18,7 +20,7 @@ import pytest
 
 from faults.nursery import compiled_shim
 from integration.conftest import IMPATIENT
-from integration.scanning import assert_holds, pictures, serpentine
+from integration.scanning import assert_holds, endpoints, pictures, serpentine
 from integration.talking import PX_UM, SHAPE, centre_um
 from tilecast.process import DaemonProcess
 from tilecast_protocol.client import Client
@@ -121,4 +123,46 @@ def test_who_hangs_is_named_and_the_watchdog_is_not_fed(
         publisher.end()
         publisher.flush()
         assert daemon.wait_logged("run report", PATIENCE_S, run=run)["received"] == len(sent)
+    assert_holds(tmp_path / "runs" / run, sent)
+
+
+def test_who_asks_while_it_catches_up_or_stops_is_told(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    # What is written when a run is loaded, and when a tile is.
+    loading, writing = (held_up(tmp_path, gate, "write", held) for held in ("/lock", "/tiles-"))
+    sent = pictures(6, 8)
+    with endpoints() as ends:
+        daemon = DaemonProcess(tmp_path / "runs", settings=MONITORED | ends, environ=writing)
+        with (
+            daemon,
+            Publisher(ends["ingest.ack"], instrument="scope", stream="cam", timeout_s=PATIENCE_S) as publisher,
+            Client(None, ends["query"], timeout_s=PATIENCE_S) as client,
+        ):
+            run = publisher.start("interrupted", shape=SHAPE, dtype="<u2", px_um=PX_UM)
+            gate.touch()
+            for frame in range(4):
+                publisher.image(sent[frame], frame=frame, pos_um=centre_um(*serpentine(frame)))
+            publisher.flush()
+            os.kill(daemon.pid, signal.SIGTERM)
+            daemon.wait_logged("stopping")
+            assert ask(daemon, "/readyz") == (503, "the daemon is stopping\n")
+            assert ask(daemon, "/healthz")[0] == 200, "it is alive, and is given time"
+            gate.unlink()
+            assert daemon.stop() == 0, list(daemon.log)[-40:]
+
+            gate.touch()
+            again = DaemonProcess(tmp_path / "runs", settings=MONITORED | ends, environ=loading)
+            with again:
+                assert ask(again, "/readyz") == (503, "the daemon is catching-up\n")
+                assert ask(again, "/healthz")[0] == 200
+                health = client.health()
+                assert (health["state"], health["ready"]) == ("catching-up", False)
+                assert health["no_start"] == ["the daemon is catching-up"]
+                gate.unlink()
+                again.wait_logged("run loaded", PATIENCE_S, run=run)
+                for frame in range(4, len(sent)):
+                    publisher.image(sent[frame], frame=frame, pos_um=centre_um(*serpentine(frame)))
+                publisher.end()
+                publisher.flush()
+                assert (ask(again, "/readyz")[0], client.health()["ready"]) == (200, True)
     assert_holds(tmp_path / "runs" / run, sent)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.nursery import ForkedDaemon, Nursery
 from integration.talking import Watcher
 from tilecast.process import DaemonProcess
 from tilecast_protocol.client import Client
@@ -31,12 +32,15 @@ IMPATIENT = {
 
 
 @pytest.fixture
-def start_daemon(tmp_path: Path) -> Iterator[StartDaemon]:
-    """Start daemons whose stores lie in the test's folder; `start_daemon("name", **{"option": "value"})`."""
+def start_daemon(tmp_path: Path, nursery: Nursery) -> Iterator[StartDaemon]:
+    """Start daemons whose stores lie in the test's folder; `start_daemon("name", **{"option": "value"})`.
+
+    They are forked: to import a compiler and its kernels for each would be most of the time of these tests.
+    """
     started: list[DaemonProcess] = []
 
     def start(name: str = "runs", **settings: str) -> DaemonProcess:
-        daemon = DaemonProcess(tmp_path / name, settings=settings, log_file=tmp_path / f"{name}.log")
+        daemon = ForkedDaemon(nursery, tmp_path / name, settings=settings, log_file=tmp_path / f"{name}.log")
         started.append(daemon)
         return daemon.start()
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import zmq
@@ -77,6 +78,26 @@ def fortress() -> Iterator[Fortress]:
             assert daemon.stop() == 0, list(daemon.log)[-20:]
         finally:
             daemon.kill()
+
+
+@pytest.mark.parametrize("name", [*SOCKETS, "ingest.sub"])
+def test_a_daemon_that_others_could_reach_without_a_key_does_not_start(name: str, tmp_path: Path) -> None:
+    """The very command; what is allowed for one socket is allowed for no other."""
+    value = '["tcp://192.0.2.1:5555"]' if name == "ingest.sub" else "tcp://0.0.0.0:*"
+    other = "query" if name != "query" else "notify"
+    command = [sys.executable, "-m", "tilecast", "run", "--set", f"store.path={tmp_path}", "--set", f"{name}={value}"]
+    done = subprocess.run(
+        [*command, "--set", f"allow_plaintext={other}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert name in done.stderr
+    assert "curve" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_who_has_a_key_sends_hears_and_asks(fortress: Fortress) -> None:
@@ -212,3 +233,41 @@ def test_a_key_that_is_taken_away_is_cut_off_and_others_go_on(fortress: Fortress
         given.with_suffix(".off").rename(given)
         with fortress.client("leaver") as again:
             assert again.health()["ready"]
+
+
+def test_a_plugin_needs_no_key_for_its_own_door_and_strangers_get_in_no_other_way(tmp_path: Path) -> None:
+    """The door of plugins is on the socket of `ingest.ack`, which asks everybody else for a key."""
+    images = tmp_path / "images"
+    images.mkdir()
+    np.save(images / "f_0_0.npy", picture(1))
+    (images / "done").touch()
+    make_pair(tmp_path, "daemon")
+    make_pair(tmp_path, "stranger")
+    (tmp_path / "clients").mkdir(mode=0o700)
+    settings = {
+        "ingest.ack": "tcp://0.0.0.0:*",
+        "curve.secret_key": str(tmp_path / "daemon.key_secret"),
+        "curve.clients": str(tmp_path / "clients"),
+        "plugins.watch_folder.folders": str(images),
+        "plugins.watch_folder.pattern": "f_{row:d}_{col:d}.npy",
+        "plugins.watch_folder.settle_ms": "50",
+        "plugins.watch_folder.end_marker": "done",
+        "log.flood_s": "0",
+    }
+    with DaemonProcess(tmp_path / "runs", settings=settings) as daemon:
+        run = daemon.wait_logged("run of a folder has ended", n_sent=1)["run"]
+        with Client(None, daemon.endpoints["query"]) as client:
+            assert client.report(run)["report"]["received"] == 1
+        endpoint = daemon.endpoints["ingest.ack"].replace("0.0.0.0", "127.0.0.1")
+        with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+            peer.linger = 0
+            peer.connect(endpoint)
+            line = daemon.wait_logged("connection refused", socket="ingest.ack")
+            assert "shows no key" in line["why"]
+        keys = CurveKeys.load(tmp_path / "stranger.key_secret", tmp_path / "daemon.key")
+        with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+            peer.linger = 0
+            assert keys.server is not None
+            peer.curve_publickey, peer.curve_secretkey, peer.curve_serverkey = keys.public, keys.secret, keys.server
+            peer.connect(endpoint)
+            daemon.wait_logged("connection refused", socket="ingest.ack", key=keys.public.decode())

@@ -108,6 +108,7 @@ _DAMAGE = {
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(number=0, how="cut", where=0.0, bit=0)
+@example(number=52, how="cut", where=0.0, bit=0)
 @example(number=64, how="cut", where=0.96875, bit=0)
 @given(**_DAMAGE)
 def test_any_damage_is_found_or_harmless_and_made_good(

@@ -18,7 +18,7 @@ from tilecast.ingest.verdicts import RunRecord
 from tilecast.plugins import Plugins
 from tilecast.service.keeper import Keeper
 from tilecast.store.folders import run_folder
-from tilecast_plugins import calibration as finder
+from tilecast_plugins.calibration import finding as finder
 from tilecast_protocol.errors import MalformedError, QueryError
 from tilecast_protocol.key_files import make_pair
 from tilecast_protocol.queries import make_query, parse_query

@@ -172,7 +172,7 @@ def test_malformed_records_are_refused_or_decoded_in_bounded_memory_and_time(sha
             record = (folder / entry["file"]).read_bytes()
             tracemalloc.reset_peak()
             before, _ = tracemalloc.get_traced_memory()
-            start = time.perf_counter()
+            start = time.thread_time()
             try:
                 pixels, header = pzf.loads(record)
             except PZFError:
@@ -180,7 +180,7 @@ def test_malformed_records_are_refused_or_decoded_in_bounded_memory_and_time(sha
             else:
                 accepted.append(entry)
                 assert pixels.shape == tuple(int(header[side]) for side in ("Width", "Height", "Depth"))
-            assert time.perf_counter() - start < 1, entry["name"]
+            assert time.thread_time() - start < 1, entry["name"]
             _, peak = tracemalloc.get_traced_memory()
             assert peak - before < 1 << 20, entry["name"]
     finally:

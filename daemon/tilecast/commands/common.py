@@ -5,9 +5,10 @@ Kept light, because `tilecast --help` imports it: everything heavy is imported w
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +43,18 @@ class Invocation:
 
             self._config = load(self.config_file, self.overrides)
         return self._config
+
+    def find_run(self, text: str, *, readable: bool = True) -> FoundRun:
+        """The run that a person means, as `find_run`, among the configured ones: for the commands of plugins."""
+        return find_run(self.config.store.path, text, readable=readable)
+
+    def number_list(self, kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+        """Reader of an option, as `number_list`: for the commands of plugins."""
+        return number_list(kind)
+
+    def stages_of_progress(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
+        """A progress bar, as `stages_of_progress`: for the commands of plugins."""
+        return stages_of_progress()
 
 
 pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
@@ -84,6 +97,26 @@ def add_common_options(function: F) -> F:
     ):
         function = decorate(function)
     return function
+
+
+def number_list(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Reader of an option that holds as many numbers as its metavar has names, separated by commas."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+        if text is None:
+            return None
+        names = param.metavar or ""
+        try:
+            values = tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if not values or not all(map(math.isfinite, values)):
+            raise click.BadParameter(f"expected {names} as numbers, got {text!r}", ctx, param)
+        if len(values) != names.count(",") + 1:
+            raise click.BadParameter(f"expected {names}, got {text!r}", ctx, param)
+        return values
+
+    return read
 
 
 def tilecast_command(name: str) -> Callable[[F], click.Command]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from tilecast.commands.common import Invocation, find_run, progress, tilecast_command
+from tilecast.commands.common import Invocation, find_run, number_list, progress, tilecast_command
 from tilecast.errors import StoreError
 
 if TYPE_CHECKING:
@@ -26,24 +25,6 @@ OVERVIEW_PX = 2048
 MAX_PIXELS = 1 << 30
 
 
-def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Reader of an option that holds as many numbers as its metavar has names, separated by commas."""
-
-    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-        if text is None:
-            return None
-        names = param.metavar or ""
-        try:
-            values = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            raise click.BadParameter(f"expected {names} as numbers, got {text!r}", ctx, param) from None
-        if len(values) != names.count(",") + 1:
-            raise click.BadParameter(f"expected {names}, got {text!r}", ctx, param)
-        return values
-
-    return read
-
-
 @tilecast_command("export-png")
 @click.argument("run")
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
@@ -56,17 +37,17 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Pa
 @click.option(
     "--region",
     metavar="TOP,LEFT,BOTTOM,RIGHT",
-    callback=_numbers(int),
+    callback=number_list(int),
     help="Only this part, in pixels of full resolution, whatever the level; pixel 0,0 is stage position 0,0. If not "
     "given: all of it.",
 )
 @click.option(
-    "--region-um", metavar="X0,Y0,X1,Y1", callback=_numbers(float), help="Only this part, in stage micrometres."
+    "--region-um", metavar="X0,Y0,X1,Y1", callback=number_list(float), help="Only this part, in stage micrometres."
 )
 @click.option(
     "--plane",
     metavar="T,C,Z",
-    callback=_numbers(int),
+    callback=number_list(int),
     default="0,0,0",
     show_default=True,
     help="Time point, channel and plane, counted from 0.",
@@ -75,7 +56,7 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Pa
     "--range",
     "grey_range",
     metavar="LOW,HIGH",
-    callback=_numbers(float),
+    callback=number_list(float),
     help="Grey levels shown as black and white. If not given: so that 0.1 % of the pixels are black and 0.1 % white.",
 )
 def command(

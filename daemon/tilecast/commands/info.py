@@ -29,6 +29,7 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
         info = reader.info()
         size = reader.size()
         events = list(reader.events())
+    low, high = info.clipped
     notes = [event for event in events if event.name == "note"]
     sealed = [event for event in events if event.name == "sealed"]
     facts: dict[str, Any] = {
@@ -50,6 +51,7 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
         "bytes": folder_nbytes(found.folder),
         "start": info.header,
         "frozen at start": info.settings,
+        "clipped by calibration": [f"{low} pixels below", f"{high} above"] if (low, high) != (0, 0) else None,
         "report": info.report,
         "sealed_ns": sealed[-1].t_ns if sealed else None,
         "sealed because of": sealed[-1].detail.get("reason") if sealed else None,

@@ -48,7 +48,7 @@ def command(invocation: Invocation, as_json: bool) -> None:
             table.add_row(*about, *_cells(calls))
             about = ["", "", ""]
         for source in row["sources"]:
-            table.add_row("", "", "", f"source {source['source']}: {source['state']}")
+            table.add_row("", "", "", _about_source(source))
     screen = console()
     screen.print(table)
     for row in rows:
@@ -113,6 +113,14 @@ def _cells(cost: Mapping[str, Any]) -> list[str]:
     n_calls = cost["n_calls"]
     each = [f"{1e3 * cost[name] / n_calls:.3g}" if n_calls else "" for name in ("seconds", "cpu_s") if name in cost]
     return [cost["hook"], str(n_calls), *(each or ["", ""]), str(cost["n_failures"] or "")]
+
+
+def _about_source(source: Mapping[str, Any]) -> str:
+    """A source, how it is, when it is started again if it failed, and what it says of itself."""
+    again_in_s = source.get("again_in_s")
+    again = "" if again_in_s is None else f" (failure {source['n_failures']}, again in {again_in_s:.0f} s)"
+    told = "".join(f"\n  {name}: {fact}" for name, fact in source.get("told", {}).items() if fact != "")
+    return f"source {source['source']}: {source['state']}{again}{told}"
 
 
 def _stats(config: Config) -> tuple[Mapping[str, Any], bool]:

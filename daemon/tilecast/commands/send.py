@@ -33,7 +33,7 @@ _INTERRUPTED = 130
     "--positions",
     metavar="CSV",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The table of positions. If not given: positions.csv beside the frames, or what an OME-TIFF says.",
+    help="The table of positions. If not given: positions.csv beside the frames, or what an OME-TIFF or PYME says.",
 )
 @click.option(
     "--columns",
@@ -81,7 +81,8 @@ def command(
     """Send a SCAN from disk to a running daemon, as a new run.
 
     SCAN is a folder of TIFF or PNG files, a TIFF or OME-TIFF, or an .npz with an array `frames`. A table with a header
-    line tells where the frames lie. It says how it read the files, and warns of what looks wrong; then it sends, and
+    line tells where the frames lie. Or it is a folder that PYME recorded, a series of PZF frames or an ImagePyramid,
+    with the positions that it tells. It says how it read the files, and warns of what looks wrong; then it sends, and
     ends when the daemon has everything safe on its disk. The instrument gets a name of its own, so that a scan from
     disk never mixes with a microscope that is at work.
 

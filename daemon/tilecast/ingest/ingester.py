@@ -92,6 +92,7 @@ _MESSAGES_A_TURN = 64  # read from one socket before the others have their turn
 _TICK_S = 0.1
 _ACK_EVERY_S = 0.9
 _TYPICAL_FRAME_NBYTES = 8 << 20
+_MARKS_NBYTES = 64 << 10  # of what is behind, left free for what is said of runs
 _MAX_UNTOLD = 1024  # refusals kept for a publisher that does not read its acknowledgements
 _UNLOAD_S = 1.0  # what a late image waits for a run that is just being closed
 _LOAD_AGAIN_S = 10.0  # before a run that could not be loaded is tried again
@@ -156,9 +157,8 @@ class Sink(Protocol):
     the `on_done` of `unload`, which is always called.
     """
 
-    @property
-    def has_room(self) -> bool:
-        """Whether more may come; while not, this thread reads no socket."""
+    def has_room_for(self, nbytes: int) -> bool:
+        """Whether so much may come, and would not wait; while not, this thread reads no socket."""
         ...
 
     def opened(self, run: Any) -> None:
@@ -437,6 +437,15 @@ class Ingester:
 
         self.order(take)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the next frame could be handed on at once; while not, publishers are slowed.
+
+        It is not read and then waited with: nothing would be acknowledged meanwhile.
+        """
+        largest = max((run.start.frame_nbytes for run in list(self._runs.values())), default=0)
+        return self._sink.has_room_for(largest + _MARKS_NBYTES)
+
     def not_loadable(self) -> dict[str, str]:
         """Runs that could not be loaded a moment ago, and why."""
         now = time.monotonic()
@@ -495,7 +504,7 @@ class Ingester:
         next_tick = time.monotonic()
         while not self._stopping:
             self.n_turns += 1
-            if reading != self._sink.has_room:
+            if reading != self.has_room:
                 reading = not reading
                 for socket in paths:
                     if reading:
@@ -672,7 +681,7 @@ class Ingester:
 
     def _read(self, socket: zmq.Socket[bytes], path: IngestPath) -> None:
         for _ in range(_MESSAGES_A_TURN):
-            if not self._sink.has_room or not self._read_one(socket, path):
+            if not self.has_room or not self._read_one(socket, path):
                 return
 
     def _read_one(self, socket: zmq.Socket[bytes], path: IngestPath) -> bool:

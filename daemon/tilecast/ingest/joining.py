@@ -49,6 +49,9 @@ MOVING: Final = "stage-moving"
 NOT_KEPT: Final = "too-many-waiting"
 """There was no room to wait in; a rebuild can place it."""
 
+AFTER_MOVE: Final = "after-move"
+"""It is one of the first frames after a move, which are left out."""
+
 _WHYS: Final = (NO_LATER, NO_EARLIER, GAP, MOVING)
 _IS_NO_LATER, _IS_NO_EARLIER, _IS_GAP, _IS_MOVING = range(len(_WHYS))
 _IS_GONE: Final = len(_WHYS)
@@ -71,11 +74,14 @@ class PlacingRules:
         Whether frames are placed that were exposed while the stage moved.
     blend_status : frozenset of int
         Frames of these status values are placed; others are kept and listed.
+    skip_after_move : int
+        How many frames after each move are not placed.
     """
 
     join_max_gap_ms: float = 250.0
     allow_moving: bool = False
     blend_status: frozenset[int] = frozenset({STATUS_GOOD, STATUS_SATURATED})
+    skip_after_move: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, to be stored with the run."""
@@ -83,13 +89,16 @@ class PlacingRules:
             "join_max_gap_ms": self.join_max_gap_ms,
             "allow_moving": self.allow_moving,
             "blend_status": sorted(self.blend_status),
-        }
+        } | ({"skip_after_move": self.skip_after_move} if self.skip_after_move else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PlacingRules:
         """From what `to_dict` gave."""
         return cls(
-            float(values["join_max_gap_ms"]), bool(values["allow_moving"]), frozenset(map(int, values["blend_status"]))
+            float(values["join_max_gap_ms"]),
+            bool(values["allow_moving"]),
+            frozenset(map(int, values["blend_status"])),
+            int(values.get("skip_after_move", 0)),
         )
 
 
@@ -179,6 +188,64 @@ class StageTrack:
             self._shortened = True
             at -= n_dropped
         return at if at >= 0 else None
+
+    def was_moving(self, after_ns: int, upto_ns: int) -> bool:
+        """Whether the stage said in this time that it was moving."""
+        times = self.t_ns
+        return any(self.moving[bisect_right(times, after_ns) : bisect_right(times, upto_ns)])
+
+
+class MoveWatch:
+    """Which frames are the first ones after a move, in the order in which they are placed.
+
+    The stage has moved if a frame lies elsewhere than the one before it, by more than readings of a stage that rests
+    differ, or if the stage said between the two that it was moving. The first frame of a run is after no move.
+
+    Parameters
+    ----------
+    n_skipped : int
+        How many frames after each move are left out.
+
+    Examples
+    --------
+    >>> watch = MoveWatch(1)
+    >>> [watch.skips((row, 0), t_ns) for t_ns, row in enumerate((0, 0, 60, 61, 60, 0, 0))]
+    [False, False, True, False, False, True, False]
+    """
+
+    RESTS_PX: Final = 2
+    """Frames that are no further apart, in rows and in columns, lie at the same place."""
+
+    __slots__ = ("_last", "_left", "_moved_ns", "_n_skipped")
+
+    def __init__(self, n_skipped: int) -> None:
+        self._n_skipped = n_skipped
+        self._left = 0
+        self._last: tuple[int, tuple[int, int]] | None = None
+        self._moved_ns: int | None = None
+
+    def moving(self, t_ns: int) -> None:
+        """A frame was exposed while the stage moved."""
+        self._moved_ns = t_ns if self._moved_ns is None else max(self._moved_ns, t_ns)
+
+    def skips(self, corner: tuple[int, int], t_ns: int, track: StageTrack | None = None) -> bool:
+        """Whether a frame that lies at `corner`, exposed at `t_ns`, is to be left out; call it once for each frame."""
+        if not self._n_skipped:
+            return False
+        if self._last is not None:
+            last_ns, (row, col) = self._last
+            moved = max(abs(corner[0] - row), abs(corner[1] - col)) > self.RESTS_PX
+            moved |= self._moved_ns is not None and last_ns < self._moved_ns <= t_ns
+            moved |= track is not None and track.was_moving(last_ns, t_ns)
+            if moved:
+                self._left = self._n_skipped
+        elif self._moved_ns is not None and self._moved_ns <= t_ns:
+            self._left = self._n_skipped
+        self._last = t_ns, corner
+        if self._left:
+            self._left -= 1
+            return True
+        return False
 
 
 class BracketStats:

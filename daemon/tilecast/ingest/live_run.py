@@ -19,7 +19,7 @@ from tilecast_protocol.messages import RunState as WelcomeRun
 from tilecast_protocol.ranges import RangeSet
 
 from . import joining
-from .joining import Joined, Joiner, Unjoined
+from .joining import Joined, Joiner, MoveWatch, Unjoined
 from .journalled import Journalled
 from .runreport import RunCounts, make_report, n_in
 from .sequences import GapWatch, Ranges
@@ -35,6 +35,7 @@ UNPLACED_BECAUSE: Final = {
     joining.NO_EARLIER: "no stage message from before their exposure is known",
     joining.GAP: "the stage messages around their exposure are too far apart; join.max_gap_ms decides",
     joining.MOVING: "the stage was moving; join.allow_moving decides",
+    joining.AFTER_MOVE: "they are the first after a move of the stage; join.skip_after_move decides",
     joining.NOT_KEPT: "too many frames wait for stage messages; `tilecast rebuild` can place them",
     BAD_STATUS: "the camera marked them as incomplete or repeated; ingest.blend_status decides",
     NO_POSITION: "they carry no pos_um and the run's start says pos_src frame",
@@ -111,6 +112,7 @@ class LiveRun:
             max_samples=settings.max_stage_samples,
             max_waiting=settings.max_waiting_images,
         )
+        self._moves = MoveWatch(self.rules.skip_after_move)
         self._unplaceable: dict[str, RangeSet] = {}
         self._linger_until_ns = now_ns
         # What is said of it next, once gap_report_ms have passed since it was last spoken of.
@@ -248,7 +250,7 @@ class LiveRun:
             self.changed(now_ns)
             if self._report_waits and not self._joiner.n_waiting_for_later:
                 self._report_soon(now_ns)
-        return [self._place_joined(one) for one in joined]
+        return [place for one in joined for place in self._place_joined(one)]
 
     def take_image(
         self, message: Image, index: int, corner: tuple[int, int] | None, t_recv_ns: int, *, late: bool
@@ -276,6 +278,8 @@ class LiveRun:
             self._linger_until_ns = t_recv_ns + self._settings.idle_end_ns
             self.changed(t_recv_ns)
         plane = PlaneKey(*message.tcz)
+        if message.moving:
+            self._moves.moving(message.t_mid_ns)
         if self.held:
             why = CALIBRATION
         elif message.status not in self.rules.blend_status:
@@ -284,10 +288,12 @@ class LiveRun:
             image = Unjoined(message.frame, index, message.t_mid_ns, plane, message.moving, t_recv_ns)
             joined = self._joiner.add_image(image)
             if joined is not None:
-                return [self._place_joined(joined)]
+                return self._place_joined(joined)
             self._wait(message, t_recv_ns)
             return []
         elif corner is not None:
+            if self._moves.skips(corner, message.t_mid_ns):
+                return self._leave_out(message.frame)
             return [self._place(message.frame, index, plane, corner, "stage", t_recv_ns)]
         else:
             why = NO_POSITION
@@ -432,11 +438,16 @@ class LiveRun:
             self._without_place.popleft()
         self._without_place.append((t_recv_ns, message.t_mid_ns, message.frame))
 
-    def _place_joined(self, joined: Joined) -> Place:
-        image = joined.image
-        return self._place(
-            image.frame, image.image_index, image.plane, self.corner(joined.pos_um), "joined", image.t_recv_ns
-        )
+    def _place_joined(self, joined: Joined) -> list[Place]:
+        image, corner = joined.image, self.corner(joined.pos_um)
+        if self._moves.skips(corner, image.t_mid_ns, self._joiner.track):
+            return self._leave_out(image.frame)
+        return [self._place(image.frame, image.image_index, image.plane, corner, "joined", image.t_recv_ns)]
+
+    def _leave_out(self, frame: int) -> list[Place]:
+        """One of the first after a move: listed, and no news, since it was asked for."""
+        self._unplaceable.setdefault(joining.AFTER_MOVE, RangeSet()).add(frame)
+        return []
 
     def _place(
         self, frame: int, index: int, plane: PlaneKey, corner: tuple[int, int], source: str, t_recv_ns: int

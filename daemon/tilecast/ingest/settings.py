@@ -29,7 +29,7 @@ class IngestSettings:
         Images that came before the start of their run, on sockets that cannot be answered, are held up to this size.
     hold_s : float
         And for this long.
-    join_max_gap_ms, allow_moving, blend_status
+    join_max_gap_ms, allow_moving, blend_status, skip_after_move
         See `PlacingRules`.
     join_timeout_ms : float
         When an image without a place is reported. It is still placed when its bracket comes.
@@ -50,6 +50,7 @@ class IngestSettings:
     join_timeout_ms: float = 2000.0
     allow_moving: bool = False
     blend_status: frozenset[int] = frozenset({STATUS_GOOD, STATUS_SATURATED})
+    skip_after_move: int = 0
     unload_after_s: float = 60.0
     max_idle_loaded: int = 32
     max_stage_samples: int = MAX_SAMPLES
@@ -58,7 +59,7 @@ class IngestSettings:
     @property
     def placing_rules(self) -> PlacingRules:
         """What a run that opens now is placed by for good."""
-        return PlacingRules(self.join_max_gap_ms, self.allow_moving, self.blend_status)
+        return PlacingRules(self.join_max_gap_ms, self.allow_moving, self.blend_status, self.skip_after_move)
 
     @property
     def idle_end_ns(self) -> int:

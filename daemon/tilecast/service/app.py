@@ -58,7 +58,7 @@ from tilecast.service.metrics import StatsCollector
 from tilecast.service.metrics_server import MetricsServer
 from tilecast.service.notify import Manager, Patience
 from tilecast.service.rates import Rates
-from tilecast.service.rebuild import rebuild_run
+from tilecast.service.rebuild import Refreeze, Source, rebuild_run
 from tilecast.service.reload import reloaded
 from tilecast.service.repair import Change, Repaired, repair_run
 from tilecast.service.retention import Policy, Retention
@@ -289,10 +289,11 @@ class Daemon:
         self._committer.start()
         self._blender.start()
         self._ingester.start()
-        self._sources = SourceThreads(self._plugins, self._feed, self._config.instrument)
+        self._sources.start(self._feed)
 
     def _has_sources(self) -> bool:
-        return bool(self._plugins.listeners("tilecast_message_sources"))
+        self._sources = SourceThreads(self._plugins, self._config.instrument, self._root)
+        return len(self._sources) > 0
 
     def _verified(self) -> None:
         """Sockets are bound, and what was acknowledged is known to be there: whoever waits for us may go on."""
@@ -536,7 +537,7 @@ class Daemon:
             problems.append(f"the daemon is {self._state}")
         not_alive = self._why_not_alive()
         problems += not_alive
-        if not self._blend_queue.has_room:
+        if not self._ingester.has_room:
             problems.append("frames come faster than they can be blended; publishers are slowed")
         if self._disk.room() is not Room.OK:
             problems.append(self._disk.sentence)
@@ -702,15 +703,25 @@ class Daemon:
 
     def _make_anew(self, query: dict[str, Any], loaded: Run | None) -> None:
         """Rebuild a run whose store nobody has open, and tell viewers."""
+        folder = self._config.calibration.path
+        sources = {
+            role: None if name is None else Source() if name == "none" else Source(folder, name)
+            for role in ("dark", "flat")
+            for name in (query[role],)
+        }
+        is_another = query["steps"] or any(source is not None for source in sources.values())
         rebuilt = rebuild_run(
             self._root / query["run"],
             mode=query["blend"],
             rejoin=query["rejoin"],
+            refreeze=Refreeze(self._plugins, folder, **sources, steps=query["steps"]) if is_another else None,
             lock=None if loaded is None else loaded.lock,
             journal=None if loaded is None else loaded.journal,
             budget_bytes=self._config.blend.budget_bytes,
             progress=self._look_up,
         )
+        if loaded is not None and is_another:
+            loaded.frozen, loaded.images = rebuilt.frozen, rebuilt.images
         self._tell_change(Change(rebuilt.start, rebuilt.commit, rebuilt.bbox))
 
     def _make_good(self, run: str, loaded: Run | None) -> Repaired:
@@ -852,10 +863,9 @@ class _Pipeline:
         self._queue = queue
         self._notifier = notifier
 
-    @property
-    def has_room(self) -> bool:
+    def has_room_for(self, nbytes: int) -> bool:
         """Whether the blender keeps up."""
-        return self._queue.has_room
+        return self._queue.has_room_for(nbytes)
 
     def opened(self, run: Run) -> None:
         """A run was made or loaded."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from tilecast.histogram import Histogram
 from tilecast.pyramid import Pyramid, PyramidSettings, PyramidStats, RenderedTile
 from tilecast.queues import ByteQueue
 from tilecast.service.committer import Closed, Marked, Opened, Rendered, StoreItem, refuse, stuck_notice
-from tilecast.service.frame_images import placements_of
+from tilecast.service.frame_images import MadeImages, placements_of
 from tilecast.service.runs import Run, image_pixels
 from tilecast.store.coverage import coverage_unpack
 from tilecast.store.sqlite_reader import SqliteReader
@@ -145,6 +145,10 @@ class _Mosaic:
         When the last frame came.
     parked : list or None
         What came since a rebuild began; None while there is none.
+    clipped : two int
+        Pixels of frames that are not flushed that were clipped, below and above what their type holds.
+    n_clipped : two int
+        The same of all frames that were blended since the run was loaded.
     """
 
     run: Run
@@ -156,6 +160,8 @@ class _Mosaic:
     ticket: int = 0
     used_at: float = 0.0
     parked: list[BlendItem] | None = None
+    clipped: tuple[int, int] = (0, 0)
+    n_clipped: tuple[int, int] = (0, 0)
 
 
 class Blender:
@@ -236,7 +242,7 @@ class Blender:
             "n_frames": self.n_frames,
             "blend_s": self.blend_s,
             "render_s": self.render_s,
-            "clipped": {run: list(mosaic.run.images.n_clipped) for run, mosaic in list(self._mosaics.items())},
+            "clipped": {run: list(mosaic.n_clipped) for run, mosaic in list(self._mosaics.items())},
             "pyramids": {run: asdict(stats) for run, stats in list(self._pyramid_stats.items())},
         }
 
@@ -340,11 +346,13 @@ class Blender:
         mosaic.used_at = began = time.monotonic()
         try:
             pyramid = self._pyramid(mosaic)
-            images = self._images(mosaic, item)
-            if images is None:
+            made = self._images(mosaic, item)
+            if made is None:
                 return
-            for placement, pixels in zip(placements_of(item.placement, run.images.views), images, strict=True):
+            for placement, pixels in zip(placements_of(item.placement, run.images.views), made.images, strict=True):
                 pyramid.add(placement, pixels)
+            mosaic.clipped = (mosaic.clipped[0] + made.n_low, mosaic.clipped[1] + made.n_high)
+            mosaic.n_clipped = (mosaic.n_clipped[0] + made.n_low, mosaic.n_clipped[1] + made.n_high)
         except (TilecastError, OSError, ValueError) as error:
             self._give_up(mosaic, error)
             return
@@ -358,11 +366,11 @@ class Blender:
         mosaic.ticket = max(mosaic.ticket, item.ticket)
         self._pyramid_stats[run.run] = pyramid.stats()
 
-    def _images(self, mosaic: _Mosaic, item: Placed) -> Sequence[NDArray[Any]] | None:
+    def _images(self, mosaic: _Mosaic, item: Placed) -> MadeImages | None:
         """What a frame becomes: calibrated, one image for each view; None if it is lost, or not needed."""
         run = mosaic.run
         if item.pixels is not None:
-            return run.images.of(item.pixels)
+            return run.images.of(item.pixels, item.placement.plane.c)
         if mosaic.reader is not None and mosaic.reader.has_placement(*item.placement.id):
             return None  # a rebuild found it in the journal, too
         try:
@@ -373,7 +381,7 @@ class Blender:
             detail = {"what": "damaged", "frames": [[frame, frame]], "n": 1, "message": str(error)}
             self._hand_on(Marked(run, notices=[run.notice("warning", detail)]))
             return None
-        return run.images.of(pixels)
+        return run.images.of(pixels, item.placement.plane.c)
 
     def _flush_due(self) -> None:
         now = time.monotonic()
@@ -397,10 +405,11 @@ class Blender:
             return
         self.render_s += time.monotonic() - began
         t_recv_ns, mosaic.t_recv_ns = mosaic.t_recv_ns, None
+        clipped, mosaic.clipped = mosaic.clipped, (0, 0)
         mosaic.dirty_since = None
         if batch is not None:
             mosaic.in_flight += 1
-            self._hand_on(Rendered(mosaic.run, batch, t_recv_ns, mosaic.ticket), batch.nbytes)
+            self._hand_on(Rendered(mosaic.run, batch, t_recv_ns, mosaic.ticket, clipped), batch.nbytes)
 
     def _was_committed(self, run: Run, number: int) -> None:
         mosaic = self._mosaics.get(run.run)
@@ -455,7 +464,7 @@ class Blender:
         if mosaic.reader is not None:
             mosaic.reader.close()
         mosaic.pyramid, mosaic.reader = None, None
-        mosaic.dirty_since, mosaic.t_recv_ns = None, None
+        mosaic.dirty_since, mosaic.t_recv_ns, mosaic.clipped = None, None, (0, 0)
         self._at_work = set()
         self._pyramid_stats.pop(mosaic.run.run, None)
 

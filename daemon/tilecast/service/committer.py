@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -81,12 +81,15 @@ class Rendered:
         UTC, when the oldest frame in it arrived.
     ticket : int
         What must be durable before.
+    clipped : two int
+        Pixels of its frames that were clipped, below and above what their type holds.
     """
 
     run: Run
     batch: Batch
     t_recv_ns: int | None
     ticket: int
+    clipped: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -374,7 +377,7 @@ class Committer:
             raise StoreError(f"frames could not be made durable: {refusal}")
         durable = time.monotonic()
         size = item.run.frozen.tile_size
-        commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns)
+        commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns, clipped=item.clipped)
         try:
             result = self._patiently(item.run, lambda: opened.store.commit(commit))
         except StoreFullError:
@@ -448,6 +451,8 @@ class Committer:
         try:
             if opened is None:
                 raise StoreError(item.run.stuck or "the store of the run is closed")
+            if item.report is not None and not item.run.images.is_identity:
+                item = _with_clipped(item, opened.store.info().clipped)
             for write in marks(opened.store, item):
                 self._insist(item.run, write)
         finally:
@@ -481,6 +486,18 @@ def _ended(run: Run, report: dict[str, Any]) -> RunEnded:
         state=report["state"],
         report=report,
     )
+
+
+def _with_clipped(item: Marked, clipped: tuple[int, int]) -> Marked:
+    """A mark whose report says, too, how many pixels were clipped by calibration."""
+    assert item.report is not None
+    revision, report = item.report
+    report = report | {"clipped": {"low": clipped[0], "high": clipped[1]}}
+    notices = [
+        replace(notice, detail=dict(notice.detail) | {"report": report}) if notice.kind == "report" else notice
+        for notice in item.notices
+    ]
+    return replace(item, report=(revision, report), notices=notices)
 
 
 def marks(store: SqliteStore, item: Marked) -> Iterator[Callable[[], object]]:
@@ -533,6 +550,8 @@ def as_commit(
     extent: Rect | None,
     tile_size: int,
     t_recv_ns: int | None,
+    *,
+    clipped: tuple[int, int] = (0, 0),
 ) -> Commit:
     """The transaction of a batch.
 
@@ -553,6 +572,7 @@ def as_commit(
         after = geometry.canvas_for(bbox, batch.levels, tile_size, extent)
     return Commit(
         tiles=rows,
+        clipped=clipped,
         gone=batch.gone,
         placements=batch.placements,
         levels=batch.levels,

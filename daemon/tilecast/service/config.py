@@ -212,6 +212,15 @@ class JoinOptions(Section):
         gt=0,
     )
     allow_moving: bool = option(False, "Place frames that were exposed while the stage moved.")
+    skip_after_move: int = option(
+        0,
+        "So many frames after each move of the stage are left out, and listed: for cameras that run freely while the "
+        "stage settles. A move is a stage that says it moves, or a frame that lies more than 2 pixels from the one "
+        "before.",
+        unit="frames",
+        ge=0,
+        le=1000,
+    )
 
 
 class JournalOptions(Section):
@@ -266,7 +275,7 @@ class StoreOptions(Section):
         100.0, "Changed tiles are written, and announced to viewers, at most this often.", unit="ms", ge=0
     )
     queue_bytes: Size = option(
-        64 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
+        32 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
     )
     wal_limit_bytes: Size = option(
         8 * MIB, "SQLite's write-ahead log of a run is kept below about this size.", unit="bytes", ge=1 * MIB

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,8 @@ class FrozenStep:
     arrays : dict of str to str
         SHA-256 of each array's NPY file, by its name.
     views : tuple of View
+    by_channel : bool
+        Whether what is done depends on the channel of the frame.
     """
 
     plugin: str
@@ -51,6 +53,7 @@ class FrozenStep:
     settings: dict[str, Any]
     arrays: dict[str, str]
     views: tuple[View, ...]
+    by_channel: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -59,7 +62,8 @@ class FrozenStep:
             for view in self.views
         ]
         about = {"plugin": self.plugin, "version": self.version}
-        return about | {"settings": self.settings, "arrays": self.arrays, "views": views}
+        by_channel = {"by_channel": True} if self.by_channel else {}
+        return about | {"settings": self.settings, "arrays": self.arrays, "views": views} | by_channel
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -73,12 +77,33 @@ class FrozenStep:
             for view in values["views"]
         )
         return cls(
-            str(values["plugin"]), str(values["version"]), dict(values["settings"]), dict(values["arrays"]), views
+            str(values["plugin"]),
+            str(values["version"]),
+            dict(values["settings"]),
+            dict(values["arrays"]),
+            views,
+            bool(values.get("by_channel", False)),
         )
 
     def file_name(self, array: str) -> str:
-        """Where an array of it lies in the run's folder."""
+        """What an array of it is called in the run's folder, as `frozen_path` takes it."""
         return f"step-{self.plugin}-{array}.npy"
+
+
+def again_name(name: str, sha256: str) -> str:
+    """What a file is called that is frozen by a rebuild: it lies beside the one that it will follow, or has followed.
+
+    >>> again_name("flat.npy", "0123456789abcdef" * 4)
+    'flat.0123456789abcdef.npy'
+    """
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{sha256[:16]}.{suffix}"
+
+
+def frozen_path(folder: Path, name: str, sha256: str) -> Path:
+    """Where a file that is frozen in a run lies: as a rebuild froze it, if one did, or else as the start did."""
+    again = folder / again_name(name, sha256)
+    return again if again.exists() else folder / name
 
 
 def _pair(values: Sequence[Any]) -> tuple[int, int]:
@@ -96,8 +121,7 @@ class Step:
     arrays : dict of str to ndarray
     plugins : Plugins
         Who calls it.
-    make : callable or None
-        The function of the plugin; None if it cannot be used.
+    start : Start
     trouble : str
         Why it cannot be used.
     """
@@ -105,8 +129,35 @@ class Step:
     frozen: FrozenStep
     arrays: dict[str, NDArray[Any]]
     plugins: Plugins
-    make: MakeImages | None
+    start: Start
     trouble: str = ""
+    _makes: dict[int | None, MakeImages] = field(default_factory=dict)
+
+    def prepare(self, channel: int | None) -> None:
+        """Have the function of the plugin made; if it cannot be, `trouble` says why."""
+        frozen, start = self.frozen, self.start
+        step = FrameStep(settings=frozen.settings, arrays=self.arrays, views=frozen.views, by_channel=frozen.by_channel)
+        try:
+            self._makes[channel] = self.plugins.make_images(
+                frozen.plugin, step, shape=start.shape, dtype=start.dtype, channel=channel
+            )
+        except TilecastError as error:
+            self.trouble = str(error)
+
+    def make(self, channel: int) -> MakeImages:
+        """The function of the plugin for frames of a channel.
+
+        Raises
+        ------
+        PluginFailedError
+            If there is none.
+        """
+        asked = channel if self.frozen.by_channel else None
+        if asked not in self._makes and not self.trouble:
+            self.prepare(asked)
+        if self.trouble:
+            raise PluginFailedError(self.trouble)
+        return self._makes[asked]
 
 
 @dataclass(eq=False)
@@ -121,13 +172,10 @@ class FrameImages:
 
     Attributes
     ----------
-    n_clipped : list of int
-        Pixels that fell below, and above, what their type holds, since the run was loaded.
     """
 
     calibration: cal.Calibration
     steps: Sequence[Step] = ()
-    n_clipped: list[int] = field(default_factory=lambda: [0, 0])
 
     @cached_property
     def views(self) -> tuple[View, ...]:
@@ -135,23 +183,38 @@ class FrameImages:
         return self.steps[-1].frozen.views if self.steps else ()
 
     @property
+    def is_identity(self) -> bool:
+        """Whether frames pass unchanged."""
+        return self.calibration.is_identity and not self.steps
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether it must be known of which channel a frame is."""
+        return any(step.frozen.by_channel for step in self.steps)
+
+    @property
     def frozen(self) -> tuple[FrozenStep, ...]:
         """What is kept of the steps."""
         return tuple(step.frozen for step in self.steps)
 
-    def arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """File name and contents of every array of the steps."""
+    def files(self) -> Iterator[tuple[str, str, bytes]]:
+        """Name, digest and contents of every file that is frozen."""
+        for role, image in (("dark", self.calibration.dark), ("flat", self.calibration.flat)):
+            if image is not None:
+                yield f"{role}.npy", self.calibration.sha256, cal.dump_npy(image)
         for step in self.steps:
             for name, array in step.arrays.items():
-                yield step.frozen.file_name(name), array
+                yield step.frozen.file_name(name), step.frozen.arrays[name], cal.dump_npy(array)
 
-    def of(self, pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    def of(self, pixels: NDArray[Any], channel: int = 0) -> MadeImages:
         """The images of one frame, in the order of its views.
 
         Parameters
         ----------
         pixels : ndarray, 2-D
             As the camera sent them; not changed.
+        channel : int
+            Of the frame; needed if it is `by_channel`.
 
         Raises
         ------
@@ -159,32 +222,37 @@ class FrameImages:
             If a plugin that takes part is not there, fails, hangs, or gives something else than it said.
         """
         corrected = cal.apply(pixels, self.calibration)
-        self._count(corrected.n_low, corrected.n_high)
-        images: tuple[NDArray[Any], ...] = (corrected.pixels,)
+        made = MadeImages((corrected.pixels,), corrected.n_low, corrected.n_high)
         for step in self.steps:
-            images = self._taken(step, images[0])
-        return images
+            made = _taken(step, made, channel)
+        return made
 
-    def _taken(self, step: Step, pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        plugin = step.frozen.plugin
-        if step.make is None:
-            raise PluginFailedError(step.trouble)
-        frame = pixels.view()
-        frame.flags.writeable = False
-        found = step.plugins.images(plugin, step.make, frame)
-        shapes = [view.shape for view in step.frozen.views] or [pixels.shape]
-        images = tuple(found.images)
-        got = [(getattr(image, "shape", None), str(getattr(image, "dtype", None))) for image in images]
-        if got != [(shape, str(pixels.dtype)) for shape in shapes]:
-            raise PluginFailedError(
-                f"the plugin {plugin} should make images of {pixels.dtype} and shapes {shapes} of a frame; got {got}"
-            )
-        self._count(int(found.n_low), int(found.n_high))
-        return tuple(map(np.ascontiguousarray, images))  # a part of a frame is not, and kernels want it so
 
-    def _count(self, n_low: int, n_high: int) -> None:
-        self.n_clipped[0] += n_low
-        self.n_clipped[1] += n_high
+class MadeImages(NamedTuple):
+    """What became of a frame, and how many of its pixels fell below and above what their type holds."""
+
+    images: tuple[NDArray[Any], ...]
+    n_low: int
+    n_high: int
+
+
+def _taken(step: Step, before: MadeImages, channel: int) -> MadeImages:
+    pixels = before.images[0]
+    plugin = step.frozen.plugin
+    make = step.make(channel)
+    frame = pixels.view()
+    frame.flags.writeable = False
+    found = step.plugins.images(plugin, make, frame)
+    shapes = [view.shape for view in step.frozen.views] or [pixels.shape]
+    images = tuple(found.images)
+    got = [(getattr(image, "shape", None), str(getattr(image, "dtype", None))) for image in images]
+    if got != [(shape, str(pixels.dtype)) for shape in shapes]:
+        raise PluginFailedError(
+            f"the plugin {plugin} should make images of {pixels.dtype} and shapes {shapes} of a frame; got {got}"
+        )
+    # A part of a frame is not contiguous, and kernels want it so.
+    contiguous = tuple(map(np.ascontiguousarray, images))
+    return MadeImages(contiguous, before.n_low + int(found.n_low), before.n_high + int(found.n_high))
 
 
 def placements_of(placement: Placement, views: Sequence[View]) -> tuple[Placement, ...]:
@@ -217,8 +285,8 @@ def placements_of(placement: Placement, views: Sequence[View]) -> tuple[Placemen
     return tuple(found)
 
 
-def run_start(start: Start) -> RunStart:
-    """A `start` message as plugins are told of it."""
+def run_start(start: Start, calibrations: Path) -> RunStart:
+    """A `start` message as plugins are told of it, with the option `calibration.path`."""
     return RunStart(
         run=start.run,
         name=start.name,
@@ -229,10 +297,11 @@ def run_start(start: Start) -> RunStart:
         pixel_size_um=start.px_um,
         header=unpack_header(bytes(encode(start)[1])),
         parts=tuple(bytes(part) for part in start.parts),
+        calibrations=calibrations,
     )
 
 
-def ask_for_steps(start: Start, plugins: Plugins) -> list[Step]:
+def ask_for_steps(start: Start, plugins: Plugins, calibrations: Path) -> list[Step]:
     """What plugins want to do with the frames of a run that begins.
 
     Raises
@@ -244,13 +313,15 @@ def ask_for_steps(start: Start, plugins: Plugins) -> list[Step]:
         return []
     versions = {guest.name: guest.version for guest in guests()}
     steps = []
-    for plugin, wanted in plugins.run_starting(run_start(start)):
+    for plugin, wanted in plugins.run_starting(run_start(start, calibrations)):
         arrays = {name: np.array(array, order="C") for name, array in wanted.arrays.items()}
         digests = {name: _sha256(array) for name, array in arrays.items()}
         settings = json.loads(json.dumps(dict(wanted.settings)))  # as they will be read again: a tuple is a list then
-        frozen = FrozenStep(plugin, versions.get(plugin, ""), settings, digests, tuple(wanted.views))
+        frozen = FrozenStep(
+            plugin, versions.get(plugin, ""), settings, digests, tuple(wanted.views), bool(wanted.by_channel)
+        )
         step = _ready(frozen, arrays, start, plugins)
-        if step.make is None:
+        if step.trouble:
             raise StartRefusedError(step.trouble)
         steps.append(step)
     return steps
@@ -273,18 +344,15 @@ def load_steps(folder: Path, start: Start, frozen: Sequence[FrozenStep], plugins
 def _ready(frozen: FrozenStep, arrays: dict[str, NDArray[Any]], start: Start, plugins: Plugins) -> Step:
     for array in arrays.values():
         array.flags.writeable = False
-    step = FrameStep(settings=frozen.settings, arrays=arrays, views=frozen.views)
-    try:
-        make = plugins.make_images(frozen.plugin, step, shape=start.shape, dtype=start.dtype)
-    except TilecastError as error:
-        return Step(frozen, arrays, plugins, None, str(error))
-    return Step(frozen, arrays, plugins, make)
+    step = Step(frozen, arrays, plugins, start)
+    step.prepare(0 if frozen.by_channel else None)
+    return step
 
 
 def _read_arrays(folder: Path, step: FrozenStep) -> dict[str, NDArray[Any]]:
     arrays = {}
     for name, sha256 in step.arrays.items():
-        path = folder / step.file_name(name)
+        path = frozen_path(folder, step.file_name(name), sha256)
         try:
             data = path.read_bytes()
         except OSError as error:

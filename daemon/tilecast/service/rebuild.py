@@ -15,24 +15,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from tilecast import calibration as cal
 from tilecast.errors import StoreError
 from tilecast.geometry import Placement, Rect, union_of
-from tilecast.hookspecs import View
+from tilecast.hookspecs import Role, View
 from tilecast.ingest.journalled import read_record
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.settings import IngestSettings
 from tilecast.ingest.verdicts import PhaseChange, Place, RunPhase, RunRecord
+from tilecast.plugins import Plugins
 from tilecast.pyramid import Pyramid, PyramidSettings
 from tilecast.service import runs
 from tilecast.service.blender import StoredMosaic
 from tilecast.service.committer import as_commit, as_new_run, encode_rows, extent_of
-from tilecast.service.frame_images import FrameImages, placements_of
+from tilecast.service.frame_images import FrameImages, MadeImages, ask_for_steps, placements_of
 from tilecast.store.folders import REBUILD_NAME, discard, swap_in
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
@@ -72,6 +74,10 @@ class Rebuilt:
         What the mosaic covers, level-0 pixels.
     commit : CommitResult
         The epoch and the rev that all tiles now have.
+    frozen, images
+        What is frozen in the run now, and how its frames become images by it.
+    n_clipped : two int
+        Pixels of its frames that were clipped, below and above what their type holds.
     """
 
     start: Start
@@ -82,6 +88,66 @@ class Rebuilt:
     mode: str
     bbox: Rect
     commit: CommitResult
+    frozen: runs.Frozen
+    images: FrameImages
+    n_clipped: tuple[int, int]
+
+
+class Source(NamedTuple):
+    """Where a calibration image is: what it is called, in which folder. Without a name: none, from now on."""
+
+    folder: Path = Path()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refreeze:
+    """What is to be frozen anew in a run, whose mosaic is then made by it.
+
+    Attributes
+    ----------
+    plugins : Plugins
+        Whom to ask.
+    calibrations : Path
+        The option `calibration.path`.
+    dark, flat : Source, optional
+        If not given, what is frozen stays.
+    steps : bool
+        Ask plugins again what is to be done with every frame.
+    """
+
+    plugins: Plugins
+    calibrations: Path
+    dark: Source | None = None
+    flat: Source | None = None
+    steps: bool = False
+
+    def of(self, start: Start, frozen: runs.Frozen, images: FrameImages) -> tuple[runs.Frozen, FrameImages]:
+        """What is frozen instead.
+
+        Raises
+        ------
+        CalibrationError, StartRefusedError
+            If an image is not known or does not fit, or a plugin refuses the run.
+        """
+        before = images.calibration
+        calibration = cal.freeze(
+            dark=self._find("dark", self.dark, start, before.dark),
+            flat=self._find("flat", self.flat, start, before.flat),
+            shape=start.shape,
+        )
+        steps = ask_for_steps(start, self.plugins, self.calibrations) if self.steps else images.steps
+        made = FrameImages(calibration, steps)
+        return replace(frozen, calibration=calibration.sha256, steps=made.frozen), made
+
+    def _find(
+        self, role: Role, source: Source | None, start: Start, frozen: NDArray[Any] | None
+    ) -> NDArray[Any] | None:
+        if source is None:
+            return frozen
+        if not source.name:
+            return None
+        return self.plugins.find_calibration(source.name, role, shape=start.shape, folder=source.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +160,11 @@ class JournalFrames:
 
     def load(self, placement: Placement) -> NDArray[Any]:
         """Pixels of one placed frame, or of a view of it."""
-        return self.images.of(runs.image_pixels(self.journal, placement.index, self.start))[placement.view]
+        return self.make(placement).images[placement.view]
+
+    def make(self, placement: Placement) -> MadeImages:
+        """All images of a placed frame, and how many of their pixels were clipped."""
+        return runs.images_of(self.journal, placement.index, self.start, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +197,7 @@ def rebuild_run(
     *,
     mode: str | None = None,
     rejoin: bool = False,
+    refreeze: Refreeze | None = None,
     distrusted: Container[int] = frozenset(),
     store_is_damaged: bool = False,
     lock: RunLock | None = None,
@@ -144,6 +215,9 @@ def rebuild_run(
         Another blend mode; it then holds for frames that come later, too.
     rejoin : bool
         Join all frames to the stage anew, instead of only those without a place.
+    refreeze : Refreeze, optional
+        Another calibration; it then holds for frames that come later, too. If frames are split otherwise than before,
+        all are placed anew.
     distrusted : container of int
         Frames whose place in the store is not to be believed: they are placed anew.
     store_is_damaged : bool
@@ -161,16 +235,19 @@ def rebuild_run(
     ------
     RunLockedError
         If another process writes the run; a daemon does so while the run is open and for a while after.
-    StoreError, JournalError, CalibrationError
-        If the journal cannot be read, or the new tiles not written; the old ones then stay.
+    StoreError, JournalError, CalibrationError, StartRefusedError
+        If the journal cannot be read, the new tiles not written, or another calibration not had; the old ones then
+        stay.
     """
     with ExitStack() as stack:
         held = lock if lock is not None else stack.enter_context(RunLock(folder))
         is_going_on = journal is not None
         if journal is None:
             journal = stack.enter_context(runs.open_recording(folder))
+        runs.settle_frozen(folder)
         frozen = runs.read_frozen(folder)
-        settings, old = frozen.as_dict(), []
+        settings: dict[str, Any] = {"mode": frozen.mode}
+        old = []
         info = None
         # Of a ruined store nothing is believed: where its frames lay is found again from the journal.
         with suppress(StoreDamagedError):
@@ -183,6 +260,14 @@ def rebuild_run(
         has_store = info is not None and not store_is_damaged
         start = _start_of(journal, info)
         images = runs.load_images(folder, start, frozen)
+        if refreeze is not None:
+            views = images.views
+            frozen, images = refreeze.of(start, frozen, images)
+            rejoin = rejoin or images.views != views
+            # Whatever happens: what does not hold in the end is removed.
+            stack.callback(runs.settle_frozen, folder)
+            runs.freeze_beside(folder, frozen, images)
+        settings = frozen.as_dict() | settings
         if mode is not None:
             settings["mode"] = mode
         record = runs.read_record(folder, start, frozen, RunPhase.OPEN, 0)
@@ -199,6 +284,7 @@ def rebuild_run(
                 store.set_state(phase.value)
                 if phase is not RunPhase.OPEN:
                     store.set_report(1, placing.report | {"state": phase.value})
+            n_clipped = store.info().clipped
         if is_going_on:
             journal.sync()  # tiles must not show frames that a power failure could still take
         reason = f"rebuilt, {settings['mode']}"
@@ -213,6 +299,9 @@ def rebuild_run(
             mode=settings["mode"],
             bbox=union_of(one.rect for one in placing.placements if one.frame not in left_out),
             commit=commit,
+            frozen=frozen,
+            images=images,
+            n_clipped=n_clipped,
         )
 
 
@@ -289,18 +378,24 @@ def blend_all(
     source = StoredMosaic(store, settings.tile_size)
     pyramid = Pyramid(settings, budget_bytes=budget_bytes, placements=source, frames=frames, tiles=source)
     canvas, extent = None, extent_of(start)
-    damaged = []
+    damaged: list[int] = []
+    clipped = (0, 0)
+    made: tuple[int, MadeImages] | None = None  # of the frame whose views come one after another
     for number, placement in enumerate(placements, 1):
         try:
-            pixels = frames.load(placement)
+            if made is None or made[0] != placement.frame:
+                made = placement.frame, frames.make(placement)
+                clipped = clipped[0] + made[1].n_low, clipped[1] + made[1].n_high
         except (JournalError, PZFError):
             damaged.append(placement.frame)
         else:
-            pyramid.add(placement, pixels)
+            pyramid.add(placement, made[1].images[placement.view])
         if pyramid.pending_nbytes >= _BATCH_NBYTES or number == len(placements):
             batch = pyramid.flush()
             if batch is not None:
-                commit = as_commit(batch, encode_rows(batch), canvas, extent, settings.tile_size, None)
+                rows = encode_rows(batch)
+                commit = as_commit(batch, rows, canvas, extent, settings.tile_size, None, clipped=clipped)
+                clipped = (0, 0)
                 canvas = commit.canvas
                 store.commit(commit)
                 pyramid.committed(batch.number)

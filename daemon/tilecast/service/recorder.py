@@ -110,10 +110,12 @@ class Recorder:
 class _Ended:
     """The sink of a recorder: nothing goes on, but reports are told."""
 
-    has_room = True
-
     def __init__(self, on_ended: Callable[[dict[str, Any]], None]) -> None:
         self._on_ended = on_ended
+
+    def has_room_for(self, _nbytes: int) -> bool:
+        """As ever."""
+        return True
 
     def opened(self, _run: Any) -> None:
         """Nothing to do."""

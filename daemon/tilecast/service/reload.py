@@ -21,6 +21,7 @@ LIVE = frozenset(
         "ingest.blend_status",
         "join.timeout_ms",
         "join.allow_moving",
+        "join.skip_after_move",
         "blend.mode",
         "blend.tile_size",
         "disk.warn_bytes",

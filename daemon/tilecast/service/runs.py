@@ -4,6 +4,7 @@
         frozen.json     what `start` was resolved to; written once, before the start is acknowledged
         dark.npy, flat.npy   the calibration's contents, if there is one
         step-<plugin>-<array>.npy   what plugins do with its frames, where that takes arrays
+        frozen.json.rebuild, dark.<sha>.npy, …   the same, as a rebuild with another calibration freezes it anew
         journal/        the truth
         ingest.json     what ingest knows and the journal cannot tell, such as how many messages were refused
         tiles.sqlite    the mosaic, a cache of it
@@ -11,6 +12,10 @@
         active          there while the daemon has the run loaded; a run that has it after a crash is recovered
 
 What can be derived is not in `frozen.json`: the `start` message itself is the journal's first.
+
+A rebuild may ask for another calibration. What it freezes lies beside the old, under names of its own, until the new
+mosaic has taken the place of the old one by its one rename: the store says by which of the two its tiles were made, and
+that is the one that holds (`read_frozen`). Whoever has the run's lock next clears up (`settle_frozen`).
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,10 +38,19 @@ from tilecast import calibration as cal
 from tilecast.errors import CalibrationError, StoreError, StoreTooNewError
 from tilecast.geometry import Placement
 from tilecast.ingest.joining import PlacingRules
+from tilecast.ingest.journalled import read_record as read_message
 from tilecast.ingest.verdicts import RunPhase, RunRecord
 from tilecast.plugins import Plugins
 from tilecast.service.config import Config
-from tilecast.service.frame_images import FrameImages, FrozenStep, ask_for_steps, load_steps
+from tilecast.service.frame_images import (
+    FrameImages,
+    FrozenStep,
+    MadeImages,
+    again_name,
+    ask_for_steps,
+    frozen_path,
+    load_steps,
+)
 from tilecast.store.folders import run_folder
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME, sync_folder
@@ -44,7 +59,7 @@ from tilecast.store.tile_store import RunInfo
 from tilecast_protocol import checks, pzf
 from tilecast_protocol.errors import JournalError, MalformedError, TilecastError
 from tilecast_protocol.journal import Journal, RecordKind
-from tilecast_protocol.messages import Limits, RunNotice, Start, crc32, parse
+from tilecast_protocol.messages import Image, Limits, RunNotice, Start, crc32, parse
 from tilecast_protocol.topics import parse_topic
 from tilecast_protocol.vocabulary import BLEND_MODES
 
@@ -56,6 +71,11 @@ INGEST_NAME = "ingest.json"
 #: Runs whose frames pass through no plugin are written as version 1, which an older one understands.
 FROZEN_VERSION = 2
 JOURNAL_NAME = "journal"
+
+PENDING_NAME = "frozen.json.rebuild"
+"""What a rebuild freezes, until its mosaic is in place."""
+
+_FROZEN_FILE = re.compile(r"(?:dark|flat|step-.+?)(?:\.[0-9a-f]{16})?\.npy")
 
 #: What is in a journal was taken in under the limits of its time.
 _ANY_SIZE = Limits(max_frame_bytes=1 << 48)
@@ -142,7 +162,7 @@ class Run:
 
     def load(self, placement: Placement) -> NDArray[Any]:
         """The image of a placed frame, or of a view of it, from the journal (the pyramid's `FrameSource`)."""
-        return self.images.of(image_pixels(self.journal, placement.index, self.start))[placement.view]
+        return images_of(self.journal, placement.index, self.start, self.images).images[placement.view]
 
     def notice(self, kind: str, detail: dict[str, Any]) -> RunNotice:
         """A notice about this run, for viewers."""
@@ -175,6 +195,17 @@ def image_pixels(journal: Journal, image_index: int, start: Start) -> NDArray[An
     """The pixels of the image with this ordinal, as the camera sent them."""
     record = journal.image(image_index)
     return pzf.decode_image(record.parts[0], shape=start.shape, dtype=start.dtype)
+
+
+def images_of(journal: Journal, image_index: int, start: Start, images: FrameImages) -> MadeImages:
+    """What the frame with this ordinal becomes; PluginFailedError as `FrameImages.of`."""
+    record = journal.image(image_index)
+    channel = 0
+    if images.by_channel:
+        message = read_message(record).message
+        assert isinstance(message, Image)
+        channel = message.tcz[1]
+    return images.of(pzf.decode_image(record.parts[0], shape=start.shape, dtype=start.dtype), channel)
 
 
 def starts_of(journal: Journal) -> Iterator[Start]:
@@ -274,7 +305,7 @@ def resolve(start: Start, rules: PlacingRules, config: Config, plugins: Plugins)
                 folder=config.calibration.path,
             )
     calibration = cal.freeze(dark=images["dark"], flat=images["flat"], shape=start.shape)
-    made = FrameImages(calibration, ask_for_steps(start, plugins))
+    made = FrameImages(calibration, ask_for_steps(start, plugins, config.calibration.path))
     return frozen_with(start, rules, config, made), made
 
 
@@ -336,13 +367,60 @@ def is_stillborn(folder: Path) -> bool:
 
 def freeze_in(folder: Path, frozen: Frozen, images: FrameImages) -> None:
     """Write what is frozen into a run's folder, durably."""
-    for role, image in (("dark", images.calibration.dark), ("flat", images.calibration.flat)):
-        if image is not None:
-            write_durably(folder / f"{role}.npy", cal.dump_npy(image))
-    for name, array in images.arrays():
-        write_durably(folder / name, cal.dump_npy(array))
+    for name, sha256, data in images.files():
+        write_durably(frozen_path(folder, name, sha256), data)
+    write_durably(folder / FROZEN_NAME, _frozen_json(frozen))
+
+
+def _frozen_json(frozen: Frozen) -> bytes:
     values = {"version": FROZEN_VERSION if frozen.steps else 1} | frozen.as_dict()
-    write_durably(folder / FROZEN_NAME, json.dumps(values | {"crc32": _values_crc32(values)}, indent=1).encode())
+    return json.dumps(values | {"crc32": _values_crc32(values)}, indent=1).encode()
+
+
+def freeze_beside(folder: Path, frozen: Frozen, images: FrameImages) -> None:
+    """Write what a rebuild freezes anew beside what holds until its mosaic is in place, durably."""
+    for name, sha256, data in images.files():
+        write_durably(folder / again_name(name, sha256), data)
+    write_durably(folder / PENDING_NAME, _frozen_json(frozen))
+
+
+def settle_frozen(folder: Path) -> None:
+    """Keep what holds of what is frozen in a run, and remove the other, if a rebuild has left two of them.
+
+    Only for who holds the run's lock, while no rebuild is going on; killed at any moment, it can be done again.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read.
+    OSError
+        If it cannot be written.
+    """
+    pending = folder / PENDING_NAME
+    if not pending.exists():
+        return
+    frozen = read_frozen(folder)
+    if _holds(folder):
+        pending.replace(folder / FROZEN_NAME)
+    else:
+        pending.unlink()
+    sync_folder(folder)
+    wanted = {frozen_path(folder, f"{role}.npy", frozen.calibration).name for role in frozen_images(folder)}
+    for step in frozen.steps:
+        wanted |= {frozen_path(folder, step.file_name(name), sha).name for name, sha in step.arrays.items()}
+    for path in folder.glob("*.npy"):
+        if _FROZEN_FILE.fullmatch(path.name) and path.name not in wanted:
+            path.unlink()
+
+
+def _holds(folder: Path) -> bool:
+    """Whether the tiles of a run were made by what a rebuild froze, and not by what lies in `frozen.json`."""
+    with contextlib.suppress(TilecastError, OSError):
+        pending = _read_frozen(folder / PENDING_NAME).as_dict()
+        with SqliteReader(folder) as reader:
+            settings = reader.info().settings
+        return all(settings.get(name) == pending.get(name) for name in ("calibration", "steps"))
+    return False
 
 
 def load_run(folder: Path, *, segment_bytes: int, plugins: Plugins | None = None) -> Run:
@@ -360,6 +438,7 @@ def load_run(folder: Path, *, segment_bytes: int, plugins: Plugins | None = None
         undo.callback(lock.release)
         frozen = read_frozen(folder)
         try:
+            settle_frozen(folder)
             write_durably(folder / ACTIVE_NAME, b"")
         except OSError as error:
             raise StoreError(f"cannot write in {folder}: {error.strerror}") from error
@@ -372,7 +451,7 @@ def load_run(folder: Path, *, segment_bytes: int, plugins: Plugins | None = None
 
 
 def read_frozen(folder: Path) -> Frozen:
-    """What was frozen in a run at its start.
+    """What was frozen in a run, at its start or by the last rebuild with another calibration.
 
     Raises
     ------
@@ -381,19 +460,24 @@ def read_frozen(folder: Path) -> Frozen:
     StoreTooNewError
         If a newer tilecast wrote it.
     """
+    is_left = (folder / PENDING_NAME).exists()
+    return _read_frozen(folder / (PENDING_NAME if is_left and _holds(folder) else FROZEN_NAME))
+
+
+def _read_frozen(path: Path) -> Frozen:
     try:
-        values = json.loads((folder / FROZEN_NAME).read_text())
+        values = json.loads(path.read_text())
         version = values.get("version", 1)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise StoreError(f"cannot read {folder / FROZEN_NAME}: {error}") from error
+        raise StoreError(f"cannot read {path}: {error}") from error
     if type(version) is int and version > FROZEN_VERSION:
         raise StoreTooNewError(
-            f"{folder / FROZEN_NAME} has version {version}, and this tilecast knows up to {FROZEN_VERSION}: a newer "
+            f"{path} has version {version}, and this tilecast knows up to {FROZEN_VERSION}: a newer "
             "tilecast wrote it; use that one, or upgrade this one"
         )
     if "crc32" in values and values["crc32"] != _values_crc32(values):
         raise StoreError(
-            f"{folder / FROZEN_NAME} is damaged: its checksum is wrong; `tilecast fsck --repair` writes it again, as "
+            f"{path} is damaged: its checksum is wrong; `tilecast fsck --repair` writes it again, as "
             "the run's store says"
         )
     return Frozen.from_dict(values)
@@ -409,9 +493,22 @@ def _values_crc32(values: Mapping[str, Any]) -> int:
     return crc32(json.dumps({name: values[name] for name in sorted(values) if name != "crc32"}).encode())
 
 
-def frozen_images(folder: Path) -> dict[str, bytes]:
-    """For `dark` and `flat`, whichever were frozen in a run: their NPY files."""
-    return {role: path.read_bytes() for role in ("dark", "flat") if (path := folder / f"{role}.npy").exists()}
+def frozen_images(folder: Path, sha256: str | None = None) -> dict[str, bytes]:
+    """For `dark` and `flat`, whichever were frozen in a run: their NPY files.
+
+    Parameters
+    ----------
+    sha256 : str, optional
+        Of the calibration that is meant; that which holds if not given.
+    """
+    wanted = read_frozen(folder).calibration if sha256 is None else sha256
+    if not wanted:
+        return {}
+    again = {role: folder / again_name(f"{role}.npy", wanted) for role in ("dark", "flat")}
+    # Those that a rebuild froze, or those of the start: not one of each.
+    if not any(path.exists() for path in again.values()):
+        again = {role: folder / f"{role}.npy" for role in again}
+    return {role: path.read_bytes() for role, path in again.items() if path.exists()}
 
 
 def load_images(folder: Path, start: Start, frozen: Frozen, plugins: Plugins | None = None) -> FrameImages:
@@ -442,7 +539,7 @@ def load_calibration(folder: Path, shape: tuple[int, int], sha256: str) -> cal.C
         If it cannot be read, or is another one.
     """
     try:
-        images = {role: cal.load_npy(data, shape) for role, data in frozen_images(folder).items()}
+        images = {role: cal.load_npy(data, shape) for role, data in frozen_images(folder, sha256).items()}
     except OSError as error:
         raise CalibrationError(f"cannot read the calibration images in {folder}: {error.strerror}") from error
     found = cal.freeze(dark=images.get("dark"), flat=images.get("flat"), shape=shape)

@@ -20,6 +20,7 @@ def ingest_settings(config: Config) -> IngestSettings:
         join_max_gap_ms=config.join.max_gap_ms,
         join_timeout_ms=config.join.timeout_ms,
         allow_moving=config.join.allow_moving,
+        skip_after_move=config.join.skip_after_move,
         blend_status=frozenset(config.ingest.blend_status),
     )
 

@@ -112,6 +112,11 @@ DROP TABLE tile_data;
 ALTER TABLE tiles_in_file RENAME TO tiles;
 CREATE INDEX tiles_rev ON tiles (rev)
 """
+# How many pixels of frames were clipped by calibration, below and above what their type holds.
+_CLIPPED = """
+ALTER TABLE run ADD COLUMN clipped_low INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE run ADD COLUMN clipped_high INTEGER NOT NULL DEFAULT 0
+"""
 _ROWS_AT_A_TIME = 500
 
 
@@ -196,6 +201,7 @@ def _move_tiles(db: Database, file: TileFile) -> None:
 _STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (
     ("0001 first", _first),
     ("0002 tile file", _tile_file),
+    ("0003 clipped", lambda db: _all(db, _CLIPPED)),
 )
 _TILE_FILE_VERSION = 2
 

@@ -103,7 +103,8 @@ class SqliteReads(TileReader):
     def tile(self, plane: PlaneKey, key: TileKey) -> StoredTile | None:
         def query(connection: StoreConnection) -> StoredTile | None:
             row = connection.execute(
-                "SELECT t.offset, t.nbytes, t.coverage_nbytes, t.crc32, t.rev FROM planes k JOIN tiles t ON t.plane = k.id"
+                "SELECT t.offset, t.nbytes, t.coverage_nbytes, t.crc32, t.rev"
+                " FROM planes k JOIN tiles t ON t.plane = k.id"
                 " WHERE k.t = ? AND k.c = ? AND k.z = ? AND t.level = ? AND t.row = ? AND t.col = ?",
                 (*plane, *key),
             ).fetchone()
@@ -112,7 +113,8 @@ class SqliteReads(TileReader):
             offset, nbytes, coverage_nbytes, crc32, rev = row
             # Within the transaction: as long as it lasts these bytes stay where they are.
             blob = connection.tile_file.read(Extent(offset, nbytes))
-            if blob_crc32(blob) != crc32:  # else nobody would notice before the next fsck, and parents would take it over
+            # Else nobody would notice before the next fsck, and the tiles above would take it over.
+            if blob_crc32(blob) != crc32:
                 raise StoreDamagedError(
                     f"the pixels of {key} in {plane} are damaged (wrong checksum); `tilecast fsck --repair` makes them "
                     "anew from the frames that cover them"
@@ -427,11 +429,12 @@ def heads(connection: sqlite3.Connection) -> tuple[int, int, int]:
 def _info(connection: sqlite3.Connection) -> RunInfo:
     cursor = connection.execute(
         "SELECT run, name, instrument, stream, start, settings, state, epoch, rev, epoch_rev, levels, canvas,"
-        " created_ns, updated_ns, n_tiles, n_placements FROM run"
+        " created_ns, updated_ns, n_tiles, n_placements, clipped_low, clipped_high FROM run"
     )
     values = dict(zip((column[0] for column in cursor.description), cursor.fetchone(), strict=True))
     values["settings"] = json.loads(values["settings"])
     values["canvas"] = _canvas(values["canvas"])
+    values["clipped"] = values.pop("clipped_low"), values.pop("clipped_high")
     boxes = connection.execute("SELECT t, c, z, row0, col0, row1, col1 FROM planes WHERE row0 IS NOT NULL ORDER BY id")
     values["bboxes"] = {PlaneKey(*row[:3]): Rect(*row[3:]) for row in boxes}
     last = connection.execute("SELECT revision, report FROM report ORDER BY revision DESC LIMIT 1").fetchone()

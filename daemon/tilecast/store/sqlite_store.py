@@ -287,15 +287,23 @@ class SqliteStore(SqliteReads, TileStore):
                 _add_event(connection, name, detail, t_commit_ns)
             connection.execute(
                 "UPDATE run SET n_tiles = n_tiles + ?, n_placements = n_placements + ?,"
-                " levels = coalesce(?, levels), canvas = coalesce(?, canvas)",
-                (len(commit.tiles) - len(superseded), n_new_placements, commit.levels, _canvas_json(commit.canvas)),
+                " levels = coalesce(?, levels), canvas = coalesce(?, canvas),"
+                " clipped_low = clipped_low + ?, clipped_high = clipped_high + ?",
+                (
+                    *(len(commit.tiles) - len(superseded), n_new_placements),
+                    *(commit.levels, _canvas_json(commit.canvas), *commit.clipped),
+                ),
             )
             connection.execute(
                 "INSERT INTO commits (rev, epoch, t_recv_ns, t_commit_ns, n_tiles, n_gone, n_placements)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (rev, epoch, commit.t_recv_ns, t_commit_ns, len(commit.tiles), len(commit.gone), n_placements),
             )
-        self._tile_file.keep()
+            # Last of all, and whatever SQLite says next: a COMMIT that fails may be in the log all the same, and a
+            # crash would bring its rows back.
+            self._tile_file.keep()
+            was_tidy, self._is_tidy = self._is_tidy, False
+        self._is_tidy = was_tidy
         self._tile_file.supersede(superseded)
         return CommitResult(rev, epoch, t_commit_ns)
 
@@ -556,8 +564,12 @@ def _write_placements(cursor: sqlite3.Cursor, planes: _PlaneNumbers, commit: Com
 def _existing_tile_file(connection: sqlite3.Connection, path: Path) -> TileFile:
     """The tiles of a store that is there already."""
     tiles = tile_file_path(connection, path.parent)
+    # Each commit goes behind the one before, so those that wrote last lie last: no need to look at all rows.
+    (used_end,) = connection.execute(
+        "SELECT max(offset + nbytes) FROM tiles WHERE rev = (SELECT max(rev) FROM tiles)"
+    ).fetchone()
     try:
-        return TileFile(tiles)
+        return TileFile(tiles, used_end=used_end or 0)
     except FileNotFoundError as error:
         raise StoreDamagedError(
             f"the tiles of the run, {tiles}, are missing; `tilecast rebuild` makes them anew from the run's journal"

@@ -7,8 +7,9 @@ for each tile.
 
 What keeps the two in step:
 
-* The bytes of a commit are on the disk before its transaction begins. A transaction that fails leaves bytes that no row
-  names, and the next commit writes over them.
+* The bytes of a commit are on the disk before its transaction begins. A transaction that fails before its COMMIT leaves
+  bytes that no row names, and the next commit writes over them. Where it is the COMMIT that fails, nobody writes there
+  again: its rows may have reached the write-ahead log before the error, and then a crash brings them back.
 * A tile is never written over. Its new bytes go to the end of the file, and the old ones are *superseded*: given back
   to the file system as a hole once nobody can want them any more. That is when the whole write-ahead log has been
   carried over: then the new rows are in the database file for good, and no reader looks at a state before them (SQLite
@@ -93,6 +94,9 @@ class TileFile:
     path : Path
     create : bool
         It must not be there yet; else it must.
+    used_end : int
+        Where the last of the extents ends that the database names. In a file that somebody cut off it lies beyond the
+        end: what is appended goes behind it all the same, because the extents there are given back one day.
 
     Raises
     ------
@@ -100,12 +104,12 @@ class TileFile:
         If it cannot be made, or opened.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, used_end: int = 0) -> None:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         self.path = path
         self._fd = os.open(path, flags, 0o666)
         self._direct = DirectWriter()
-        self._end = _aligned(os.fstat(self._fd).st_size)
+        self._end = _aligned(max(os.fstat(self._fd).st_size, used_end))
         self._appended = self._end
         self._superseded: deque[Extent] = deque()
         self._guard = threading.Lock()
@@ -147,7 +151,7 @@ class TileFile:
         return self._end
 
     def keep(self) -> None:
-        """The transaction that names what was appended has succeeded."""
+        """The transaction that names what was appended is about to be committed: from now on it may be there."""
         self._end = self._appended
 
     def supersede(self, extents: Iterable[Extent]) -> None:

@@ -204,6 +204,8 @@ class RunInfo(RunFacts):
         UTC, when anything of it was last written.
     n_tiles, n_placements : int
         Rows now in the store.
+    clipped : two int
+        Pixels of frames that were clipped before they were blended, below and above what their type holds.
     """
 
     start: bytes
@@ -211,6 +213,7 @@ class RunInfo(RunFacts):
     updated_ns: int
     n_tiles: int
     n_placements: int
+    clipped: tuple[int, int] = (0, 0)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -244,6 +247,8 @@ class Commit:
         A reason to raise the epoch with this commit, for instance that the canvas moved; None leaves the epoch.
     events : sequence of (name, detail)
         Written to the run's log with it.
+    clipped : two int
+        Pixels of the new frames that were clipped, below and above what their type holds; the store adds them up.
     """
 
     tiles: Sequence[TileRow] = ()
@@ -256,6 +261,7 @@ class Commit:
     t_recv_ns: int | None = None
     new_epoch: str | None = None
     events: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    clipped: tuple[int, int] = (0, 0)
 
 
 class CommitResult(NamedTuple):

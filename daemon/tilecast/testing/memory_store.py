@@ -244,6 +244,7 @@ class MemoryStore(TileStore):
                 levels=self._info.levels if commit.levels is None else commit.levels,
                 canvas=self._info.canvas if commit.canvas is None else commit.canvas,
                 bboxes={**self._info.bboxes, **commit.bboxes},
+                clipped=(self._info.clipped[0] + commit.clipped[0], self._info.clipped[1] + commit.clipped[1]),
             )
             for name, detail in events:
                 self._add_event(name, detail, now_ns)

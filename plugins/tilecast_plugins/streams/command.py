@@ -57,7 +57,7 @@ def _with_options(options_class: type[PluginOptions]) -> Callable[[Callable[...,
 @command.command("areadetector")
 @_with_options(AreaDetectorOptions)
 @click.pass_obj
-def areadetector(invocation: Any, ack: str | None, instrument: str | None, **given: str | None) -> None:
+def areadetector(invocation: Any, /, ack: str | None, instrument: str | None, **given: str | None) -> None:
     """Listen to areaDetector's NDPluginZMQ (array-1.0)."""
     from tilecast_plugins.streams.source import areadetector_source
 
@@ -67,7 +67,7 @@ def areadetector(invocation: Any, ack: str | None, instrument: str | None, **giv
 @command.command("dectris")
 @_with_options(DectrisOptions)
 @click.pass_obj
-def dectris(invocation: Any, ack: str | None, instrument: str | None, **given: str | None) -> None:
+def dectris(invocation: Any, /, ack: str | None, instrument: str | None, **given: str | None) -> None:
     """Listen to the stream 2 (CBOR) of a Dectris detector."""
     from tilecast_plugins.streams.source import dectris_source
 

@@ -20,12 +20,13 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level
+from tilecast_plugins.pixels import Histogram
+from tilecast_plugins.run import Run
 from tilecast_plugins.web import caching, encoding, rendering
 from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, TooLargeError
 from tilecast_plugins.web.looks import MAX_CHANNELS, wanted_look
-from tilecast_plugins.web.pixels import Histogram
 from tilecast_plugins.web.rendering import Look
-from tilecast_plugins.web.sources import Run, UnreadableRun
+from tilecast_plugins.web.sources import UnreadableRun
 
 MAX_INDEX = 2**31 - 1
 MAX_LEVEL = 40

@@ -18,7 +18,6 @@ It does not know HTTP, or colours.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,24 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilecast.reading import Canvas, PlaneKey, Rect, TileKey
+from tilecast_plugins.pixels import Pixels
+from tilecast_plugins.run import Run
 from tilecast_plugins.web.gateway import NotFoundError
-from tilecast_plugins.web.pixels import Pixels
-from tilecast_plugins.web.sources import Run
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
-
-
-#: Colours of channels that have none of their own: the one of a single channel, and those of several.
-_GREY, _COLORS = "FFFFFF", ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """A channel for people: its name, and its colour as six hexadecimal digits."""
-
-    label: str
-    color: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +71,6 @@ class CanvasView:
     def shape(self) -> tuple[int, int, int]:
         """How many time points, channels and z positions there are, from 0 on."""
         return self.run.n_times, self.run.n_channels, self.run.n_slices
-
-    def channel(self, c: int) -> Channel:
-        """Name and colour of a channel: as `start` says, else its number and a colour of its own."""
-        told = self.run.start.get("channels") or ()
-        one = told[c] if c < len(told) else {}
-        color = str(one.get("color") or "").lstrip("#").upper()
-        if len(color) != 6 or not set(color) <= set("0123456789ABCDEF"):
-            color = _GREY if self.run.n_channels == 1 else _COLORS[c % len(_COLORS)]
-        return Channel(str(one.get("name") or c), color)
 
     @property
     def tile_size(self) -> int:
@@ -147,17 +125,6 @@ class CanvasView:
         """A rectangle of a level, counted from the corner of the canvas, in pixels counted from stage (0, 0)."""
         corner = self.canvas.at_level(level)
         return rect.shifted(corner.row0, corner.col0)
-
-    @property
-    def steps_um(self) -> tuple[float, float]:
-        """Micrometres from one pixel to the next, down (y) and right (x).
-
-        Signed where the camera's axes are the stage's; else the lengths of the steps, whatever their directions.
-        """
-        (a, b), (c, d) = self.run.affine
-        if b == 0 and c == 0:
-            return d, a
-        return math.hypot(b, d), math.hypot(a, c)
 
 
 def above_top(pixels: Pixels, view: CanvasView, plane: PlaneKey, level: int) -> tuple[Array, Mask | None, int]:

@@ -242,10 +242,10 @@ def stack_info(
     canary : (x, y)
         A pixel of the stack whose tile is there.
     """
-    y_nm, x_nm = (abs(step_um) * 1000 for step_um in view.steps_um)
+    y_nm, x_nm = (abs(step_um) * 1000 for step_um in view.run.steps_um)
     row0, col0 = view.canvas.rect[:2]
     height, width = view.size(0)
-    channel = view.channel(c)
+    channel = view.run.channel(c)
     mirrors = [
         {
             "id": source_type,
@@ -368,7 +368,7 @@ def router(gateway: Gateway) -> APIRouter:
             n_times, n_channels, _ = view.shape
             return json_document(
                 [
-                    {"id": f"{t}.{c}", "title": f"{view.run.name} {view.channel(c).label}".strip(), "comment": ""}
+                    {"id": f"{t}.{c}", "title": f"{view.run.name} {view.run.channel(c).label}".strip(), "comment": ""}
                     for t in range(min(n_times, _MAX_LISTED))
                     for c in range(min(n_channels, MAX_CHANNELS))
                 ],

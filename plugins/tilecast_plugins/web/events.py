@@ -28,10 +28,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from tilecast.reading import StoreError
+from tilecast_plugins.run import Run
 from tilecast_plugins.web.access import problem
 from tilecast_plugins.web.gateway import Gateway
 from tilecast_plugins.web.news import Committed, Ended, Heartbeat, Lost, Moved, News, Notice, StageAt
-from tilecast_plugins.web.sources import Run, UnknownRunError
+from tilecast_plugins.web.sources import UnknownRunError
 from tilecast_protocol.client import PlacedFrame
 from tilecast_protocol.errors import QueryError
 

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from tilecast.reading import PlaneKey, Rect, StoreError, TileKey, rect_at_level
+from tilecast_plugins.pixels import Pixels, Tile, percentile_window
+from tilecast_plugins.run import Run
 from tilecast_plugins.web import caching, encoding, rendering
 from tilecast_plugins.web.news import Committed, Moved, News, Newsroom, Notice, StageAt
-from tilecast_plugins.web.pixels import Pixels, Tile, percentile_window
 from tilecast_plugins.web.rendering import ChannelLook, Look
 from tilecast_plugins.web.settings import Settings
-from tilecast_plugins.web.sources import LocalSource, RemoteSource, Run, Source
+from tilecast_plugins.web.sources import LocalSource, RemoteSource, Source
 from tilecast_protocol.errors import PZFError, QueryError
 
 INFO_S: Final = 0.25

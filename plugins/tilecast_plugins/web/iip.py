@@ -513,7 +513,7 @@ def _channels(view: CanvasView, settings: Settings) -> Sequence[int]:
 def _look(gateway: Gateway, view: CanvasView, channels: Sequence[int], settings: Settings) -> Look:
     looks = []
     for c in channels:
-        color = (1.0, 1.0, 1.0) if len(channels) == 1 else parse_color(view.channel(c).color)
+        color = (1.0, 1.0, 1.0) if len(channels) == 1 else parse_color(view.run.channel(c).color)
         looks.append(ChannelLook(color=color if settings.channels else settings.mix.get(c, color)))
     wanted = Look(
         tuple(looks),

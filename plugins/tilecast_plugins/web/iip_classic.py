@@ -299,7 +299,7 @@ def picture_bounds(view: CanvasView, picture: Picture) -> tuple[int, Rect, tuple
 
 def _look(gateway: Gateway, view: CanvasView, channels: Sequence[int], asked: Request) -> Look:
     single = len(channels) == 1
-    looks = [ChannelLook(color=(1.0, 1.0, 1.0) if single else parse_color(view.channel(c).color)) for c in channels]
+    looks = [ChannelLook(color=(1.0, 1.0, 1.0) if single else parse_color(view.run.channel(c).color)) for c in channels]
     wanted = Look(
         tuple(looks),
         gamma=1.0 / asked.exponent,

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from tilecast_plugins.run import Run
 from tilecast_plugins.web import rendering
 from tilecast_plugins.web.gateway import BadRequestError, Gateway
 from tilecast_plugins.web.rendering import ChannelLook, Color, Look
-from tilecast_plugins.web.sources import Run
 
 MAX_CHANNELS = 16
 

@@ -19,7 +19,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,8 +29,6 @@ from tilecast.reading import (
     Canvas,
     PlaneKey,
     Rect,
-    RunFacts,
-    RunInfo,
     RunList,
     StoreError,
     TileKey,
@@ -41,15 +38,13 @@ from tilecast.reading import (
     run_folder,
     shared_readers,
 )
+from tilecast_plugins.run import Blob, Run
 from tilecast_protocol.client import Client, PlacedFrame
 from tilecast_protocol.errors import DisconnectedError, QueryError
 from tilecast_protocol.queries import COMMANDS, Reply
 
 PAGE = 4000
 """Most tiles or frames that one answer names."""
-
-MAX_CHANNELS: Final = 256
-"""Most channels that a viewer is told of: as many as a `start` may name."""
 
 _ASK_S: Final = 3.0  # how long a question to the daemon may take
 _ORDER_S: Final = 60.0
@@ -62,23 +57,6 @@ class UnknownRunError(LookupError):
 
 class NoDaemonError(RuntimeError):
     """What was asked needs the daemon, and the gateway was not told where it is."""
-
-
-class Blob(NamedTuple):
-    """A tile as stored.
-
-    Attributes
-    ----------
-    pzf : bytes
-    rev : int
-        The commit that last wrote it.
-    bits : bytes or None
-        Which pixels are covered: a bit each, row-major, packed; None where all are.
-    """
-
-    pzf: bytes
-    rev: int
-    bits: bytes | None
 
 
 class Changed(NamedTuple):
@@ -98,88 +76,6 @@ class UnreadableRun(NamedTuple):
     run: str
     state: str
     error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run(RunFacts):
-    """What the gateway knows of a run at one instant.
-
-    Attributes
-    ----------
-    tile_size : int
-        Edge of a tile, pixels.
-    dtype : dtype
-    start : dict
-        The `start` message.
-    n_frames : int
-        Frames in the mosaic.
-    """
-
-    tile_size: int
-    dtype: np.dtype[Any]
-    start: dict[str, Any]
-    n_frames: int
-
-    @property
-    def pixel_size_um(self) -> tuple[float, float]:
-        """Edges of a pixel, x and y, µm."""
-        x_um, y_um = self.start.get("px_um") or (1.0, 1.0)
-        return float(x_um), float(y_um)
-
-    @property
-    def affine(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Carries (col, row) in level-0 pixel edges to stage (x, y) in µm; pixel (0, 0) lies at stage (0, 0)."""
-        given = self.start.get("affine")
-        if given is None:
-            x_um, y_um = self.pixel_size_um
-            return (x_um, 0.0), (0.0, y_um)
-        (a, b), (c, d) = given
-        return (float(a), float(b)), (float(c), float(d))
-
-    def stage_um(self, row: float, col: float) -> tuple[float, float]:
-        """The stage position (x, y) in µm of a point in level-0 pixel edges."""
-        (a, b), (c, d) = self.affine
-        return a * col + b * row, c * col + d * row
-
-    def pixel_at(self, x_um: float, y_um: float) -> tuple[float, float]:
-        """The point (row, col) in level-0 pixel edges that lies at a stage position."""
-        (a, b), (c, d) = self.affine
-        determinant = a * d - b * c
-        return (a * y_um - c * x_um) / determinant, (d * x_um - b * y_um) / determinant
-
-    @property
-    def n_channels(self) -> int:
-        """Channels: as planned, and as seen."""
-        return self._count("c", 1)
-
-    @property
-    def n_times(self) -> int:
-        """Points in time: as planned, and as seen."""
-        return self._count("t", 0)
-
-    @property
-    def n_slices(self) -> int:
-        """Positions in z: as planned, and as seen."""
-        return self._count("z", 2)
-
-    def _count(self, axis: str, number: int) -> int:
-        planned = (self.start.get("planes") or {}).get(axis, 1)
-        return max([int(planned), *(plane[number] + 1 for plane in self.bboxes)])
-
-    @property
-    def channels(self) -> list[dict[str, Any]]:
-        """The channels that there are, or that `start` named or planned: number `c`, `name`, and what `start` said.
-
-        At most `MAX_CHANNELS`, the first ones: neither one frame with a huge number nor thousands of channels make a
-        long list.
-        """
-        given = list(self.start.get("channels") or [])[:MAX_CHANNELS]
-        planned = int((self.start.get("planes") or {}).get("c", 1))
-        numbers = {0, *range(max(len(given), min(planned, MAX_CHANNELS))), *(plane.c for plane in self.bboxes)}
-        return [
-            {"name": f"channel {c}"} | (given[c] if c < len(given) else {}) | {"c": c}
-            for c in sorted(numbers)[:MAX_CHANNELS]
-        ]
 
 
 class Source(abc.ABC):
@@ -270,12 +166,12 @@ class LocalSource(Source):
             if entry.info is None:
                 found.append(UnreadableRun(entry.run, "making" if entry.making else "damaged", entry.error))
             else:
-                found.append(_run_of(entry.info))
+                found.append(Run.of(entry.info))
         return found
 
     def info(self, run: str) -> Run:
         with self._reading(run) as reader:
-            return _run_of(reader.info())
+            return Run.of(reader.info())
 
     def nbytes(self, run: str) -> int:
         return folder_nbytes(self._folder(run))
@@ -469,14 +365,3 @@ class _Clients:
             for client in self._all:
                 client.close()
             self._all.clear()
-
-
-def _run_of(info: RunInfo) -> Run:
-    start = info.header
-    return Run(
-        **{one.name: getattr(info, one.name) for one in fields(RunFacts)},
-        tile_size=int(info.settings["tile_size"]),
-        dtype=np.dtype(start["dtype"]),
-        start=start,
-        n_frames=info.n_placements,
-    )

@@ -46,6 +46,7 @@ class Taken:
 
     def __init__(self) -> None:
         self.has_room = True
+        self.asked_for = 0
         self.keeps_runs = False
         self.opened_runs: list[Any] = []
         self.frames: list[tuple[Any, Placement, NDArray[Any] | None, int]] = []
@@ -54,6 +55,10 @@ class Taken:
         self.unloaded: list[tuple[Any, Callable[[], None]]] = []
         self.came = threading.Condition()
         self.before_placed: Callable[[Placement], None] = lambda _: None
+
+    def has_room_for(self, nbytes: int) -> bool:
+        self.asked_for = nbytes
+        return self.has_room
 
     def opened(self, run: Any) -> None:
         self.opened_runs.append(run)
@@ -242,6 +247,9 @@ def test_what_is_behind_pushes_back_on_the_publishers(bench: Bench) -> None:
     bench.sink.has_room = True
     ack.wait_settled(0)
     bench.until(lambda: bench.ingester.stats().get("accepted", 0) == 2)
+    # The next frame, and what may have to be said of runs, can be handed on without waiting.
+    bench.turn()
+    assert bench.sink.asked_for > picture(0).nbytes
 
 
 def test_orders_are_carried_out_while_it_pushes_back(bench: Bench) -> None:

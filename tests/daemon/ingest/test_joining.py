@@ -366,3 +366,39 @@ def test_it_joins_as_a_slow_and_obvious_joiner_does(
 def test_placing_rules_survive_being_stored() -> None:
     rules = PlacingRules(12.5, True, frozenset({0, 1}))
     assert PlacingRules.from_dict(rules.to_dict()) == rules
+
+
+class TestMoveWatch:
+    def test_the_first_frames_after_each_move_are_left_out(self) -> None:
+        watch = joining.MoveWatch(2)
+        corners = [(0, 0)] * 4 + [(0, 50)] * 5 + [(50, 50)] * 2 + [(90, 50)] * 4
+        skipped = [number for number, corner in enumerate(corners) if watch.skips(corner, number)]
+        assert skipped == [4, 5, 9, 10, 11, 12]
+
+    def test_a_stage_that_rests_may_be_read_a_little_otherwise(self) -> None:
+        watch = joining.MoveWatch(1)
+        assert not any(watch.skips(corner, t) for t, corner in enumerate([(0, 0), (2, -2), (0, 0), (1, 2), (-1, 1)]))
+        assert watch.skips((2, 1), 9)  # three rows from the one before
+
+    def test_a_stage_that_said_it_moved_has_moved_though_it_came_back(self) -> None:
+        track = joining.StageTrack()
+        for t, moving in ((0, False), (10, True), (20, False), (30, False)):
+            track.add(t, (0.0, 0.0), moving)
+        watch = joining.MoveWatch(1)
+        assert [watch.skips((0, 0), t, track) for t in (5, 15, 17, 25)] == [False, True, False, False]
+        camera = joining.MoveWatch(1)
+        camera.skips((0, 0), 5)
+        camera.moving(7)
+        assert [camera.skips((0, 0), t) for t in (9, 11)] == [True, False]
+
+    def test_without_the_rule_nothing_is_left_out(self) -> None:
+        watch = joining.MoveWatch(0)
+        watch.moving(0)
+        assert not any(watch.skips((100 * t, 0), t) for t in range(5))
+
+    @given(st.integers(1, 4), st.lists(st.integers(0, 3), min_size=1, max_size=40).map(lambda sites: [0, *sites]))
+    def test_as_counted_by_hand(self, n_skipped: int, sites: list[int]) -> None:
+        watch = joining.MoveWatch(n_skipped)
+        found = [watch.skips((100 * site, 0), t) for t, site in enumerate(sites)]
+        moves = [t for t in range(1, len(sites)) if sites[t] != sites[t - 1]]
+        assert found == [any(t - n_skipped < move <= t for move in moves) for t in range(len(sites))]

@@ -518,6 +518,25 @@ class TestStage:
         assert isinstance(verdict, Accept)
         assert verdict.targets == ()
 
+    @pytest.mark.parametrize("joins", [False, True])
+    def test_frames_after_a_move_are_left_out_and_named(self, joins: bool) -> None:
+        settings = IngestSettings(skip_after_move=2)
+        thread, camera = opened(settings=settings)
+        stage = StageSource()
+        for frame in range(8):
+            x_um = 0.0 if frame < 3 else 500.0
+            t_ns = T0 + 10 * frame * MS
+            if joins:
+                thread.send(stage.at(t_ns - MS, x_um))
+                thread.send(camera.image(frame, t0_ns=t_ns, t1_ns=t_ns))
+                thread.send(stage.at(t_ns + MS, x_um))
+            else:
+                thread.send(camera.image(frame, t0_ns=t_ns, t1_ns=t_ns, pos_um=(x_um, 0.0)))
+        assert list(thread.corners()) == [0, 1, 2, 5, 6, 7]
+        assert thread.machine.unplaced(RUN) == {joining.AFTER_MOVE: [(3, 4)]}
+        report = thread.machine.report(RUN)
+        assert (report["n_unplaced"], report["unplaced"]) == (2, {"after-move": [[3, 4]]})
+
     @pytest.mark.parametrize("allow_moving", [False, True])
     def test_a_moving_stage_places_if_it_is_allowed(self, allow_moving: bool) -> None:
         thread, camera = opened(settings=IngestSettings(allow_moving=allow_moving))
@@ -1150,5 +1169,5 @@ def test_a_run_whose_journal_failed_is_passed_over() -> None:
 
 
 def test_reasons_all_have_a_sentence() -> None:
-    reasons = {joining.NO_LATER, joining.NO_EARLIER, joining.GAP, joining.MOVING, joining.NOT_KEPT}
+    reasons = {joining.NO_LATER, joining.NO_EARLIER, joining.GAP, joining.MOVING, joining.AFTER_MOVE, joining.NOT_KEPT}
     assert reasons | {live_run.BAD_STATUS, live_run.NO_POSITION, live_run.CALIBRATION} == set(live_run.UNPLACED_BECAUSE)

@@ -121,6 +121,14 @@ def test_a_reserve_that_a_killed_daemon_left_is_taken_over(meter: Meter) -> None
     assert list(meter.root.iterdir()) == []
 
 
+def test_64_mib_are_kept_back(meter: Meter) -> None:
+    watch = DiskWatch(meter.root, RESERVES, usage=meter.usage, clock_s=lambda: meter.now_s)
+    status = (meter.root / RESERVE_NAME).stat()
+    assert (watch.stats()["reserve_bytes"], status.st_size) == (64 * MIB, 64 * MIB)
+    assert status.st_blocks * 512 >= 64 * MIB, "room that is taken, not only a length"
+    watch.close()
+
+
 def test_a_small_disk_has_a_small_reserve(meter: Meter) -> None:
     assert meter.watch(reserve_nbytes=10**12).stats()["reserve_bytes"] == 100 * MIB
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from damaged_store import change_bits, drop_tile, write_tile
-from integration.stored import stored_mosaic
+from integration.stored import assert_same, stored_mosaic
 from recordings import TILE, Recording, record
 from tilecast.errors import RunLockedError
 from tilecast.geometry import PlaneKey, TileKey
 from tilecast.service import runs
 from tilecast.service.fsck import SCRATCH_NAME, Finding, Kind, check_run, describe
 from tilecast.service.rebuild import rebuild_run
+from tilecast.service.repair import repair_run
 from tilecast.store.coverage import coverage_pack, coverage_unpack
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
@@ -160,6 +161,29 @@ def test_a_flipped_bit_in_the_journal(sound: Sound) -> None:
     assert finding.frames == (4,)
     flip(segment, lsn - 40)
     assert sound.findings() == []
+
+
+def test_a_segment_that_is_gone(tmp_path: Path) -> None:
+    made = record(tmp_path, segment_bytes=4_000)
+    rebuild_run(made.folder)
+    assert check_run(made.folder) == []
+    before = stored_mosaic(made.folder)
+    journal = made.folder / runs.JOURNAL_NAME
+    segments = sorted(journal.glob("*.tcj"))
+    assert len(segments) > 3
+    segments[2].unlink()
+    lost = [finding for finding in check_run(made.folder) if finding.kind is Kind.LOST]
+    assert any("missing" in finding.what for finding in lost)
+    with Journal.open(journal, readonly=True) as left:
+        there = left.frames()
+    frames = {frame for frame in made.pixels if frame not in there}
+    assert frames
+    assert {frame for finding in lost for frame in finding.frames} == frames
+    assert any(str(min(frames)) in describe(finding) for finding in lost)
+    # Nothing can bring the recording of them back, and the mosaic, which is right, is left as it is.
+    repaired = repair_run(made.folder)
+    assert {frame for finding in repaired.left for frame in finding.frames} == frames
+    assert_same(stored_mosaic(made.folder), before)
 
 
 def test_a_journal_whose_beginning_is_lost(sound: Sound) -> None:

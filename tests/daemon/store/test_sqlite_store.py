@@ -481,10 +481,25 @@ def test_check_finds_a_flipped_bit_in_a_tile(store: SqliteStore) -> None:
                 "the pixels of TileKey(level=0, row=-3, col=1) in PlaneKey(t=2, c=1, z=5) are damaged "
                 "(wrong checksum); rebuild the run"
             ]
-            with pytest.raises(StoreDamagedError, match="wrong checksum.*fsck --repair"):
+            with pytest.raises(StoreDamagedError, match=r"wrong checksum.*fsck --repair"):
                 reader.tile(marked.plane, marked.key)
             assert reader.tile(P0, TileKey(0, 0, 0)) == (a_tile(0, 0).pzf, 1, None)
         tiles.write_bytes(image)
+
+
+def test_what_is_written_into_a_file_that_was_cut_off_stays(store: SqliteStore) -> None:
+    """The places of the lost tiles are given back when they are replaced: nothing new may lie there."""
+    folder = store.path.parent
+    keys = [TileKey(0, 0, col) for col in range(6)]
+    store.commit(Commit(tiles=[TileRow(P0, key, b"old" * 9000) for key in keys], levels=1))
+    store.close()
+    os.truncate(tiles_of(folder), 0)
+    with SqliteStore.open(folder) as again:
+        for key in keys:
+            again.commit(Commit(tiles=[TileRow(P0, key, b"new" * 9000)], levels=1))
+    with SqliteReader(folder) as reader:
+        assert [bytes(reader.tile(P0, key).pzf) for key in keys] == [b"new" * 9000] * 6
+        assert reader.check() == []
 
 
 def test_bytes_that_are_not_there_are_missed(store: SqliteStore) -> None:

@@ -64,11 +64,11 @@ def test_planes_are_those_planned_and_those_seen() -> None:
 
 def test_channels_have_their_own_colours_or_ones_that_differ() -> None:
     told = made_view(planes=(PlaneKey(0, 1, 0),), channels=[{"name": "DAPI", "color": "#0000ff"}, {"name": "x"}])
-    assert (told.channel(0).label, told.channel(0).color) == ("DAPI", "0000FF")
-    assert told.channel(1).label == "x"
-    assert told.channel(1).color != told.channel(0).color
-    assert made_view().channel(0).color == "FFFFFF"
-    assert made_view(channels=[{"name": "a", "color": "bluish"}]).channel(0).color == "FFFFFF"
+    assert (told.run.channel(0).label, told.run.channel(0).color) == ("DAPI", "0000FF")
+    assert told.run.channel(1).label == "x"
+    assert told.run.channel(1).color != told.run.channel(0).color
+    assert made_view().run.channel(0).color == "FFFFFF"
+    assert made_view(channels=[{"name": "a", "color": "bluish"}]).run.channel(0).color == "FFFFFF"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_channels_have_their_own_colours_or_ones_that_differ() -> None:
     ],
 )
 def test_steps_are_signed_where_axes_are_the_stages(start: dict[str, object], steps: tuple[float, float]) -> None:
-    assert made_view(**start).steps_um == pytest.approx(steps)
+    assert made_view(**start).run.steps_um == pytest.approx(steps)
 
 
 @pytest.mark.parametrize("dtype", ["|u1", "<u2", "<f4"])

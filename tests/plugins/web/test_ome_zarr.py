@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilecast.geometry import PlaneKey, Rect, place_centre
-from tilecast_plugins.web import ome_zarr
+from tilecast_plugins import ngff
 from tilecast_plugins.web.canvas_view import CanvasView
+from tilecast_plugins.web.ome_zarr import image_of
 from web_views import made_view, views
 
 
 def placed(view: CanvasView, level: int) -> tuple[list[float], list[float]]:
     """Scale and translation of y and x."""
-    scale, translation = ome_zarr.transformations(view, level)
+    scale, translation = ngff.transformations(image_of(view), level)
     assert (scale["type"], translation["type"]) == ("scale", "translation")
     assert scale["scale"][:3] == [1, 1, 1]
     assert translation["translation"][:3] == [0, 0, 0]
@@ -48,15 +49,15 @@ def test_positions_are_the_stages(row: int, col: int, x_um: float, y_um: float) 
 def test_rotation_is_told_beside() -> None:
     view = made_view(affine=[[0.3, -0.4], [0.4, 0.3]])
     assert placed(view, 0)[0] == pytest.approx([0.5, 0.5])
-    document = ome_zarr.group_document(view, "0.5", [(0.0, 1.0)])
+    document = ngff.group_document(image_of(view), "0.5", [(0.0, 1.0)])
     assert document["tilecast"]["affine_um"] == [[0.3, -0.4], [0.4, 0.3]]
 
 
 def test_both_versions_say_the_same() -> None:
     view = made_view(planes=(PlaneKey(1, 1, 2),), channels=[{"name": "a", "color": "ff0000"}, {"name": "b"}])
     windows = [(10.0, 200.0), (5.0, 300.0)]
-    old = ome_zarr.group_document(view, "0.4", windows)
-    new = ome_zarr.group_document(view, "0.5", windows)["ome"]
+    old = ngff.group_document(image_of(view), "0.4", windows)
+    new = ngff.group_document(image_of(view), "0.5", windows)["ome"]
     (multiscale,) = old["multiscales"]
     assert multiscale.pop("version") == "0.4"
     assert new["version"] == "0.5"
@@ -65,15 +66,15 @@ def test_both_versions_say_the_same() -> None:
     window = new["omero"]["channels"][0]["window"]
     assert window == {"start": 10.0, "end": 200.0, "min": 0.0, "max": 65535.0}
     assert new["omero"]["channels"][0]["color"] == "FF0000"
-    assert ome_zarr.array_shape(view, 0) == [2, 2, 3, *view.size(0)]
+    assert ngff.array_shape(image_of(view), 0) == [2, 2, 3, *view.size(0)]
 
 
 @pytest.mark.parametrize("dtype", ["|u1", "<u2", "<f4"])
 def test_documents_are_json(dtype: str) -> None:
     view = made_view(dtype=dtype)
     for document in (
-        ome_zarr.zarray_document(view, 0),
-        ome_zarr.array_document(view, 0),
-        ome_zarr.group_document(view, "0.4", [(0.0, 1.5)]),
+        ngff.zarray_document(image_of(view), 0),
+        ngff.array_document(image_of(view), 0),
+        ngff.group_document(image_of(view), "0.4", [(0.0, 1.5)]),
     ):
         assert json.loads(json.dumps(document, allow_nan=False)) == document

@@ -7,8 +7,9 @@ import pytest
 
 from plugins.web.conftest import WebStation
 from tilecast.geometry import PlaneKey, Rect, TileKey
-from tilecast_plugins.web.pixels import Pixels, count, decode, percentile_window
-from tilecast_plugins.web.sources import Blob, LocalSource, Run
+from tilecast_plugins.pixels import Pixels, count, decode, percentile_window
+from tilecast_plugins.run import Blob, Run
+from tilecast_plugins.web.sources import LocalSource
 from tilecast_protocol import pzf
 from tilecast_protocol.errors import PZFError
 from web_views import made_run

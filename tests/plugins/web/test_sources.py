@@ -13,15 +13,8 @@ import pytest
 from integration.talking import PATIENCE_S
 from plugins.web.conftest import WebStation, running_web
 from tilecast.geometry import PlaneKey, Rect, TileKey
-from tilecast_plugins.web.sources import (
-    MAX_CHANNELS,
-    LocalSource,
-    NoDaemonError,
-    RemoteSource,
-    Run,
-    Source,
-    UnknownRunError,
-)
+from tilecast_plugins.run import MAX_CHANNELS, Run
+from tilecast_plugins.web.sources import LocalSource, NoDaemonError, RemoteSource, Source, UnknownRunError
 from tilecast_protocol.errors import DisconnectedError
 from web_views import made_run
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tilecast import calibration
 from tilecast.hookspecs import CalibrationError, UnknownCalibrationError
 from tilecast.plugins import Plugins
-from tilecast_plugins import calibration as plugin
+from tilecast_plugins.calibration import plugin
 
 IMAGE = np.arange(12, dtype="<u2").reshape(3, 4)
 

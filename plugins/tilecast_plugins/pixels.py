@@ -12,16 +12,26 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level, reduce_tiles
-from tilecast_plugins.web.sources import Blob, Run, Source
+from tilecast_plugins.run import Blob, Run
 from tilecast_protocol import pzf
 
 Mask = NDArray[np.bool_]
+
+
+class TileSource(Protocol):
+    """Where tiles come from."""
+
+    def tile(self, run: Run, plane: PlaneKey, key: TileKey) -> Blob | None:
+        """A tile as stored, or None if there is none."""
+
+    def tile_rev(self, run: Run, plane: PlaneKey, key: TileKey) -> int | None:
+        """The rev that last wrote a tile; None if there is none."""
 
 
 class Tile(NamedTuple):
@@ -89,12 +99,12 @@ class Pixels:
 
     Parameters
     ----------
-    source : Source
+    source : TileSource
     cache_nbytes : int
         Bytes of decoded tiles to keep.
     """
 
-    def __init__(self, source: Source, cache_nbytes: int) -> None:
+    def __init__(self, source: TileSource, cache_nbytes: int) -> None:
         self._source = source
         self._cache: OrderedDict[tuple[Any, ...], Tile] = OrderedDict()
         self._cache_nbytes = cache_nbytes
@@ -246,9 +256,9 @@ class Pixels:
                 self._nbytes -= _nbytes(self._cache.popitem(last=False)[1])
 
 
-def decode(run: Run, blob: Blob) -> Tile:
-    """A stored tile as arrays; PZFError if its bytes are not a tile of this run."""
-    size = run.tile_size
+def decode(run: Run, blob: Blob, tile_size: int | None = None) -> Tile:
+    """A stored tile as arrays, its edge the run's if not given; PZFError if its bytes are not a tile of this run."""
+    size = tile_size or run.tile_size
     pixels = pzf.decode_image(blob.pzf, shape=(size, size), dtype=run.dtype.str)
     coverage = None
     if blob.bits is not None:

@@ -1,0 +1,1 @@
+"""Splits the frames of a dual-view camera into two channels."""
