@@ -47,8 +47,31 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
     """Compile the kernels before the workers start."""
+    _compile()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The same where there are no workers (-n0), if they never were compiled: a test's time is too short for that."""
+    without_workers = not hasattr(session.config, "workerinput") and not session.config.getoption("numprocesses", None)
+    if without_workers and session.items and not session.config.option.collectonly and not _is_compiled():
+        _compile()
+
+
+def _compile() -> None:
     for process in [subprocess.Popen([sys.executable, "-c", code]) for code in _COMPILE]:
         process.wait()
+
+
+def _is_compiled() -> bool:
+    """Whether numba has compiled both modules since they changed; told from its files: importing it takes a second."""
+    kept = os.environ.get("NUMBA_CACHE_DIR")
+    root = Path(__file__).parents[1]
+    for source in (root / "daemon/tilecast/kernels.py", root / "protocol/tilecast_protocol/_pzf_kernels.py"):
+        folder = Path(kept) if kept else source.parent / "__pycache__"
+        newest = max((path.stat().st_mtime for path in folder.rglob(f"{source.stem}.*.nbi")), default=0.0)
+        if newest < source.stat().st_mtime:
+            return False
+    return True
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -9,11 +9,12 @@ import re
 import struct
 import subprocess
 import termios
+from collections.abc import Mapping
 from typing import Any
 
 
 class Terminal:
-    """A command in a terminal of its own, 80 × 24.
+    """A command in a terminal of its own, 80 × 24, with these variables besides the usual ones.
 
     Attributes
     ----------
@@ -22,7 +23,7 @@ class Terminal:
         What was read so far, with all control sequences.
     """
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], environ: Mapping[str, str] | None = None) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
 
@@ -34,7 +35,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", **(environ or {})},
             start_new_session=True,
             preexec_fn=take_terminal,
         )

@@ -133,6 +133,10 @@ class Scan:
             tcz=tuple(tcz),  # type: ignore[arg-type]
         )
 
+    def send_nowhere(self, frame: int) -> None:
+        """Send a frame that does not say where it was taken."""
+        self._publisher.image(ramp(0, 0), frame=frame)
+
     def flush(self) -> None:
         """Wait until the daemon has everything."""
         self._publisher.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -53,6 +54,30 @@ def test_a_daemon_that_falls_silent_and_comes_back(page: Page, station: Station)
     settle(page)
     row, col = scan.corner(1)
     assert shown_at(page, row + 100, col + 100)[3] == 255
+    scan.end()
+
+
+def test_the_strip_tells_rate_latency_queues_disk_and_state(page: Page, station: Station) -> None:
+    scan = Scan(station, "told of", (2, 4))
+    scan.send(0)
+    scan.flush()
+    show(page, scan)
+    settle(page)
+    for frame in range(1, 8):
+        scan.send(frame)
+    scan.flush()
+    said = """() => Object.fromEntries([...document.querySelectorAll('#strip [data-item]')]
+      .map((item) => [item.dataset.item, item.textContent.slice(item.dataset.item.length)]))"""
+    page.wait_for_function(f"() => parseFloat(({said})()['Rate']) > 0 && 'To screen' in ({said})()")
+    items = page.evaluate(said)
+    assert re.fullmatch(r"[\d.]+ /s", items["Rate"])
+    assert re.fullmatch(r"\d+ ms, p99 \d+", items["To screen"])
+    assert re.match(r"\d+( \(\d+ % full\))?$", items["Queues"])
+    waiting = page.locator("[data-item=Queues]").get_attribute("title")
+    assert waiting is not None
+    assert re.fullmatch(r"(blend|store): \d+ waiting, .+ of .+\n(blend|store): \d+ waiting, .+ of .+", waiting)
+    assert re.match(r"[\d.]+ [kMGTP]?B free", items["Disk"])
+    assert items["Daemon"] == "ready"
     scan.end()
 
 

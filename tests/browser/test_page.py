@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -14,9 +15,11 @@ from PIL import Image
 
 from browser.conftest import PageProblems, settle, show
 from browser.station import FRAME, PIXEL_UM, STEP, Scan, Station
+from damaged_store import change_bits
+from tilecast.geometry import TileKey
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Download, Page
+    from playwright.sync_api import Download, Page, Route
 
 pytestmark = pytest.mark.browser
 
@@ -98,17 +101,22 @@ def test_pixels_on_screen_are_those_of_the_frames(page: Page, finished: Scan) ->
         assert red == pytest.approx(expected, abs=2)
 
 
-def test_uncovered_pixels_are_transparent_and_covered_ones_have_no_seam(page: Page, finished: Scan) -> None:
-    """A view at an odd scale over several tiles: no row and no column of it is dark or clear but the hole."""
-    show(page, finished, more="&at=128,400&s=0.73&c=1:0:1:1:0:tint:ffffff")
+@pytest.mark.parametrize("scale", [2.7, 0.73, 0.41, 0.13])
+def test_uncovered_pixels_are_transparent_and_covered_ones_have_no_seam(
+    page: Page, finished: Scan, scale: float
+) -> None:
+    """A view at an odd scale over several tiles of a level: no row and no column is dark or clear but the hole."""
+    show(page, finished, more=f"&at=128,400&s={scale}&c=1:0:1:1:0:tint:ffffff")
     settle(page)
+    assert page.evaluate("new Set(tilecast.mosaic.drawn.map((tile) => tile.col)).size") > 1
     alphas = page.evaluate(
         """() => {
           const { canvas } = tilecast.mosaic;
           const [r0, c0] = tilecast.mosaic.viewRect();
           const scale = tilecast.mosaic.scale() * canvas.width / canvas.clientWidth;
-          const [x0, y0] = [(2 - c0) * scale, (2 - r0) * scale].map(Math.ceil);
-          const [x1, y1] = [(800 - c0) * scale, (228 - r0) * scale].map(Math.floor);
+          const [x0, y0] = [-c0 * scale + 2, -r0 * scale + 2].map((at) => Math.max(0, Math.ceil(at)));
+          const x1 = Math.min(canvas.width, Math.floor((800 - c0) * scale));
+          const y1 = Math.min(canvas.height, Math.floor((228 - r0) * scale));
           const data = canvas.getContext('2d').getImageData(x0, y0, x1 - x0, y1 - y0).data;
           const found = {};
           for (let i = 0; i < data.length; i += 4) {
@@ -119,8 +127,32 @@ def test_uncovered_pixels_are_transparent_and_covered_ones_have_no_seam(page: Pa
         }"""
     )
     assert list(alphas) == ["255,255"]
+    assert alphas["255,255"] > 1000
     row, col = finished.corner(5)
+    page.evaluate("([row, col]) => tilecast.mosaic.panTo(row, col, true)", [row, col])
+    settle(page)
     assert shown_at(page, row + STEP / 2 + 13, col + STEP / 2 + 13)[3] == 0
+
+
+def test_a_mosaic_of_any_size_is_seen_whole_and_near_with_few_tiles(page: Page, station: Station) -> None:
+    """Two frames 69,000 pixels apart: a view never asks for more than a screen needs, at whatever level it is."""
+    scan = Scan(station, "far apart", (300, 300), n_expected=2)
+    last = 299 * 300
+    scan.send(0)
+    scan.send(1, at=last)
+    scan.end()
+    show(page, scan)
+    settle(page)
+    assert page.evaluate("tilecast.state.run.levels") >= 8
+    assert page.evaluate("tilecast.tiles.nFetched") < 40
+    row, col = scan.corner(last)
+    assert shown_at(page, row + FRAME / 2, col + FRAME / 2)[3] > 0
+    show(page, scan, more=f"&at={row + 128},{col + 128}&s=1&c=1:0:65535:1:0:tint:ffffff")
+    settle(page)
+    grey, _, _, alpha = shown_at(page, row + 100.5, col + 100.5)
+    assert alpha == 255
+    assert grey == pytest.approx(255 * min(65535, 1000 + row + 100 + 2 * (col + 100)) / 65535, abs=2)
+    assert page.evaluate("tilecast.tiles.nFetched") < 80
 
 
 def test_black_and_white_points_act_at_once_and_fetch_nothing(page: Page, finished: Scan) -> None:
@@ -153,6 +185,31 @@ def test_black_and_white_points_act_at_once_and_fetch_nothing(page: Page, finish
     red, green, blue, _ = shown_at(page, 100, 100)
     assert len({red, green, blue}) == 3
     assert page.evaluate("tilecast.tiles.nFetched") == fetched
+
+
+def test_each_point_is_dragged_by_itself(page: Page, finished: Scan) -> None:
+    show(page, finished, more="&at=120,120&s=1&c=1:1000:2000:1:0:tint:ffffff")
+    settle(page)
+    box = page.locator("#histogram").bounding_box()
+    assert box is not None
+    y = box["y"] + box["height"] / 2
+    drag(page, (box["x"] + 2, y), (box["x"] + 0.3 * box["width"], y))
+    look = page.evaluate("tilecast.looks.list[0]")
+    assert look["lo"] > 1050
+    assert look["hi"] == 2000
+    assert not page.evaluate("tilecast.looks.auto")
+    page.mouse.move(box["x"] + box["width"] - 2, y)
+    page.mouse.down()
+    found = []
+    for part in (0.9, 0.6):
+        page.mouse.move(box["x"] + part * box["width"], y, steps=4)
+        found.append(page.evaluate("tilecast.looks.list[0]"))
+    page.mouse.up()
+    moved = page.evaluate("tilecast.looks.list[0]")
+    assert moved["lo"] == look["lo"] == found[0]["lo"]
+    assert look["lo"] < moved["hi"] == found[1]["hi"] < found[0]["hi"] - 50
+    assert page.locator("#point-lo").input_value() == str(moved["lo"])
+    assert page.locator("#point-hi").input_value() == str(moved["hi"])
 
 
 def test_auto_contrast_follows_the_data(page: Page, finished: Scan) -> None:
@@ -223,6 +280,27 @@ def test_a_profile_along_a_line_is_the_ramp(page: Page, finished: Scan) -> None:
     expected = 1000 + np.floor(table[:, 1]) + 2 * np.floor(table[:, 2])
     np.testing.assert_allclose(table[:, 3], expected, atol=3)  # the nearest pixel, whichever side of an edge
     np.testing.assert_allclose(table[-1, 0], 660 * PIXEL_UM, rtol=0.02)
+    # The plot is a line that rises to the right: where its colour is, by column of the canvas.
+    heights = page.evaluate(
+        """() => {
+          const canvas = document.querySelector('#profile canvas');
+          const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+          const color = getComputedStyle(document.documentElement).getPropertyValue('--accent').trim();
+          const rgb = [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+          const found = [];
+          for (let x = 0; x < width; x++) for (let y = 0; y < height; y++) {
+            const at = 4 * (y * width + x);
+            if (data[at + 3] > 150 && rgb.every((value, n) => Math.abs(value - data[at + n]) < 40)) {
+              found.push([x, y]);
+              break;
+            }
+          }
+          return found;
+        }"""
+    )
+    assert len(heights) > 300
+    assert heights[0][1] - heights[-1][1] > 80
+    assert all(before[1] >= after[1] for before, after in itertools.pairwise(heights))
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     assert page.locator("#profile").is_hidden()
@@ -261,6 +339,24 @@ def test_marks_are_kept_over_a_reload_and_exported(page: Page, finished: Scan) -
     np.testing.assert_allclose(centres.mean(0), [(25 + 350) / 2, (25 + 275) / 2], atol=1.5)
     np.testing.assert_allclose(np.diff(np.unique(centres[:, 0])), 0.9 * FRAME * PIXEL_UM, atol=0.01)
     assert len(list(plan)) == 10  # it is a plan that can be run: one event for each position
+
+
+def test_a_mark_is_copied_in_micrometres_and_found_again(page: Page, finished: Scan) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    show(page, finished, more="&at=350,470&s=0.9")
+    settle(page)
+    page.keyboard.press("p")
+    page.mouse.click(*at_pixel(page, 300, 420))
+    page.locator("#marks li").wait_for()
+    page.locator("#marks li button[title^=Copy]").click()
+    page.wait_for_function("() => document.getElementById('toast').textContent === 'Copied'")
+    x_um, y_um = (float(part) for part in page.evaluate("navigator.clipboard.readText()").split(","))
+    assert (x_um, y_um) == pytest.approx((420 * PIXEL_UM, 300 * PIXEL_UM), abs=1)
+    page.keyboard.press("Escape")
+    page.evaluate("tilecast.mosaic.panTo(0, 0, true)")
+    page.locator("#marks li b").click()
+    settle(page)
+    assert page.evaluate("tilecast.mosaic.centre()") == pytest.approx([y_um / PIXEL_UM, x_um / PIXEL_UM], abs=1)
 
 
 def test_a_link_shows_the_same_again(page: Page, finished: Scan) -> None:
@@ -343,6 +439,107 @@ def test_channels_and_planes(page: Page, station: Station, problems: PageProblem
     settle(page)
     np.testing.assert_allclose(shown_at(page, 128, 128), [0, 0, 191, 255], atol=2)
     assert not problems
+
+
+def test_time_is_gone_through(page: Page, station: Station) -> None:
+    scan = Scan(station, "three times", (1, 1), n_expected=3, planes={"t": 3, "c": 1, "z": 1})
+    for t in range(3):
+        scan.send(t, np.full((FRAME, FRAME), 1000 * (t + 1), "<u2"), at=0, tcz=(t, 0, 0))
+    scan.end()
+    show(page, scan, more="&at=128,128&s=1&t=1&c=1:0:5000:1:0:tint:ffffff")
+    settle(page)
+    assert page.locator("#plane-z").count() == 0
+    assert page.locator("#plane-t-value").inner_text() == "2/3"
+    assert shown_at(page, 128, 128)[0] == pytest.approx(255 * 2000 / 5000, abs=2)
+    for key, tone in (("]", 3000), ("[", 2000), ("[", 1000)):
+        page.keyboard.press(key)
+        settle(page)
+        assert shown_at(page, 128, 128)[0] == pytest.approx(255 * tone / 5000, abs=2)
+    page.locator("#plane-t").fill("2")
+    page.wait_for_function("() => tilecast.state.t === 2 && location.hash.includes('t=2')")
+    settle(page)
+    assert shown_at(page, 128, 128)[0] == pytest.approx(255 * 3000 / 5000, abs=2)
+
+
+def test_a_run_that_is_asked_for_while_another_is_opened(page: Page, station: Station, finished: Scan) -> None:
+    """One whose answer is late does not keep another from being shown; of two that come at once the newer one is."""
+    other = Scan(station, "the other one", (1, 2))
+    other.send(0)
+    other.end()
+    show(page, finished)
+    settle(page)
+    late: list[Route] = []
+    page.route(f"**/api/v1/runs/{finished.run}", lambda route: late.append(route))
+    # As soon as the other run is being opened, the first one is asked for again.
+    page.evaluate(
+        """([other, again]) => {
+          const { mosaic } = tilecast;
+          const open = mosaic.open;
+          mosaic.open = function (run) {
+            const done = open.call(mosaic, run);
+            mosaic.open = open;
+            history.replaceState(null, '', `#run=${again}`);
+            window.dispatchEvent(new HashChangeEvent('hashchange'));
+            return done;
+          };
+          location.hash = `#run=${other}`;
+        }""",
+        [other.run, finished.run],
+    )
+    page.wait_for_function(
+        "run => tilecast.state.run.run === run && tilecast.mosaic.drawn.length > 0 && tilecast.state.live === 'live'",
+        arg=other.run,
+    )
+    settle(page)
+    assert shown_at(page, 100, 100)[3] == 255
+    page.wait_for_function("() => tilecast.frames.placed.size === 1")
+    assert len(late) == 1
+    late[0].continue_()
+    page.wait_for_function("run => tilecast.state.run.run === run", arg=finished.run)
+    page.wait_for_function("() => tilecast.frames.placed.size === 11")
+    settle(page)
+    # Two in one breath: nothing of the first is left.
+    page.evaluate(
+        """() => {
+          const { mosaic, state } = tilecast;
+          mosaic.open(state.run);
+          mosaic.open(state.run);
+        }"""
+    )
+    page.wait_for_function("() => tilecast.mosaic.viewer._loadQueue.length === 0")
+    page.wait_for_function("() => tilecast.mosaic.viewer.world.getItemCount() === 1")
+    assert page.evaluate("tilecast.mosaic.viewer.world.getItemAt(0).source === tilecast.mosaic.source")
+
+
+def test_a_tile_that_cannot_be_read_is_told_and_the_rest_is_shown(page: Page, station: Station) -> None:
+    scan = Scan(station, "decaying", (1, 4))
+    for frame in range(4):
+        scan.send(frame)
+    scan.end()
+    page.goto("/static/icon.svg")
+    page.wait_for_function(  # in the list, for which no tile is read
+        """async (run) => {
+          const { runs } = await (await fetch('/api/v1/runs')).json();
+          return runs.some((one) => one.run === run && one.n_frames === 4 && one.state !== 'open');
+        }""",
+        arg=scan.run,
+    )
+    with station.client() as client:
+        size = client.run(scan.run)["tile_size"]
+    bad, good, row = size + 30, size - 30, 100
+    change_bits(station.store / scan.run, TileKey(0, 0, 1))
+    page.goto(f"/#run={scan.run}&at={row},{size}&s=1&c=1:0:5000:1:0:tint:ffffff")
+    page.wait_for_selector("#old:not([hidden])")
+    said = page.locator("#old").inner_text()
+    assert said.startswith("A tile cannot be shown")
+    assert "fsck --repair" in said
+    page.wait_for_function("() => tilecast.state.live === 'live'")
+    assert shown_at(page, row + 0.5, good + 0.5)[0] == pytest.approx(255 * (1000 + row + 2 * good) / 5000, abs=2)
+    assert shown_at(page, row, bad)[3] == 0
+    change_bits(station.store / scan.run, TileKey(0, 0, 1))  # as they were
+    page.wait_for_selector("#old", state="hidden")
+    settle(page)
+    assert shown_at(page, row + 0.5, bad + 0.5)[0] == pytest.approx(255 * (1000 + row + 2 * bad) / 5000, abs=2)
 
 
 def test_runs_are_listed_newest_first_and_an_operator_renames_one(page: Page, station: Station, finished: Scan) -> None:

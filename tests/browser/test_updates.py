@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from browser.conftest import settle, show
 from browser.station import FRAME, Scan, Station, in_background
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Request
 
 pytestmark = pytest.mark.browser
 
@@ -65,22 +66,44 @@ def test_a_tile_is_replaced_in_place_without_a_blank(page: Page, station: Statio
 
 
 def test_only_tiles_that_changed_and_are_in_view_are_fetched(page: Page, station: Station) -> None:
-    scan = Scan(station, "corner", (3, 4))
+    scan = Scan(station, "corner", (3, 4), n_expected=None)
     for frame in range(11):
         scan.send(frame)
     scan.flush()
     show(page, scan, more="&at=128,128&s=3&c=1:0:5000:1:0:tint:ffffff")
     settle(page)
     page.wait_for_function("() => tilecast.frames.placed.size === 11")
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if "/tiles/" in request.url else None)
+    asked: list[tuple[int, ...]] = []
+    others: list[str] = []
+
+    def noted(request: Request) -> None:
+        found = re.search(r"/tiles/\d+/(\d+)/(\d+)/(\d+)/(\d+)/(-?\d+)/(-?\d+)\.raw", request.url)
+        if found is None:
+            others.append(request.url)
+        else:
+            asked.append(tuple(map(int, found.groups())))
+
+    page.on("request", noted)
     scan.send(11)  # far outside of what is in view
     scan.flush()
     page.wait_for_function("() => tilecast.frames.placed.size === 12")
     settle(page)
+    assert asked == []
+    with station.client() as client:
+        before = client.run(scan.run)
+        scan.send(12, at=0)  # in the middle of it
+        scan.flush()
+        page.wait_for_function("() => tilecast.frames.placed.size === 13")
+        settle(page)
+        changed = client.ask("changes", run=scan.run, epoch=before["epoch"], since=before["rev"]).header["tiles"]
     scan.end()
-    # Held tiles of coarser levels may be asked for, as they come into view; nothing that did not change.
-    assert [url for url in asked if "/0/0/0/0/0/0.raw" in url] == []
+    assert (0, 0, 0, 0, 0, 0) in asked
+    assert set(asked) <= {tuple(row[:6]) for row in changed}
+    assert len(asked) == len(set(asked))
+    # Nor is anything else loaded anew: questions about the run and the daemon are all that there is.
+    assert [
+        url for url in others if not re.search(r"/api/v1/(status|runs|events|runs/[0-9a-f-]+(/\w+)?)(\?|$)", url)
+    ] == []
 
 
 def _measure(page: Page, station: Station, n_frames: int, name: str) -> list[float]:

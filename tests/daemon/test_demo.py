@@ -134,8 +134,12 @@ class TestAtWork:
 
 
 def test_ctrl_c_in_a_terminal_ends_everything_in_good_order(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tilecast", "demo", *SMALL, *FREE, "--fps", "2", "--out", str(tmp_path)]
-    terminal = Terminal(command)
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> "{opened}"\n')
+    browser.chmod(0o755)
+    small = [option for option in SMALL if option != "--no-browser"]
+    command = [sys.executable, "-m", "tilecast", "demo", *small, *FREE, "--fps", "2", "--out", str(tmp_path)]
+    terminal = Terminal(command, {"BROWSER": str(browser), "DISPLAY": ":0"})
     terminal.read_until(r"\b[2-9] of 12 frames")
     terminal.type("\x03")
     written = terminal.read_all()
@@ -143,6 +147,9 @@ def test_ctrl_c_in_a_terminal_ends_everything_in_good_order(tmp_path: Path) -> N
     assert "▀" in written
     assert "\x1b[2J" not in written, "the screen is never cleared: it would flicker"
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
+    address = re.search(r"The live page: (http://\S+)", plain)
+    assert address is not None
+    assert opened.read_text().split() == [address[1]], "the page is opened once, in the browser that there is"
     said = re.search(r"The scan was stopped after (\d+) of 12 frames; all \1 frames", plain)
     assert said, plain
     with SqliteReader(run_folder(tmp_path)) as reader:

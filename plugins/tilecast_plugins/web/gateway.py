@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level
+from tilecast.reading import PlaneKey, Rect, StoreError, TileKey, rect_at_level
 from tilecast_plugins.pixels import Pixels, Tile, percentile_window
 from tilecast_plugins.run import Run
 from tilecast_plugins.web import caching, encoding, rendering
@@ -33,7 +33,7 @@ from tilecast_plugins.web.news import Committed, Moved, News, Newsroom, Notice, 
 from tilecast_plugins.web.rendering import ChannelLook, Look
 from tilecast_plugins.web.settings import Settings
 from tilecast_plugins.web.sources import LocalSource, RemoteSource, Source
-from tilecast_protocol.errors import QueryError
+from tilecast_protocol.errors import PZFError, QueryError
 
 INFO_S: Final = 0.25
 """How long a run's metadata are remembered."""
@@ -44,6 +44,7 @@ STAGE_S: Final = 0.25
 _KEPT_RUNS: Final = 256
 _KEPT_WINDOWS: Final = 1024
 _WINDOW_PLANES: Final = 4  # of a channel, from which its window is taken
+_WINDOW_LEVELS: Final = 3  # that are tried for it, from the top one downwards
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,22 +170,28 @@ class Gateway:
         name = (run.run, run.epoch, c, run.rev.bit_length())
         found = self._windows.get(name)
         if found is None:
-            found = self._measure(run, c)
+            top = max(0, run.levels - 1)
+            for level in range(top, max(-1, top - _WINDOW_LEVELS), -1):
+                # A damaged tile is told to whoever asks for it; a run is described, and shown, all the same.
+                with contextlib.suppress(StoreError, QueryError, PZFError):
+                    found = self._measure(run, c, level)
+                    break
+            else:
+                return _full_range(run.dtype)  # not kept: next time it may go better
             with self._lock:
                 self._windows[name] = found
                 while len(self._windows) > _KEPT_WINDOWS:
                     self._windows.popitem(last=False)
         return found
 
-    def _measure(self, run: Run, c: int) -> tuple[float, float]:
-        level = max(0, run.levels - 1)
+    def _measure(self, run: Run, c: int, level: int) -> tuple[float, float]:
         values = []
         for plane, box in [one for one in run.bboxes.items() if one[0].c == c][:_WINDOW_PLANES]:
             region = self.pixels.region(run, plane, level, rect_at_level(box, level))
             found = region.pixels if region.coverage is None else region.pixels[region.coverage]
             values.append(found[np.isfinite(found)] if run.dtype.kind == "f" else found)
         if not sum(len(one) for one in map(np.ravel, values)):
-            return (0.0, 1.0) if run.dtype.kind == "f" else (0.0, float(np.iinfo(run.dtype).max))
+            return _full_range(run.dtype)
         low, high = percentile_window(np.concatenate([np.ravel(one) for one in values]))
         return rounded_window(low, high)
 
@@ -363,6 +370,10 @@ class Gateway:
     def _heard(self, news: News) -> None:
         if isinstance(news, Committed | Moved | Notice):
             self.forget(news.run)
+
+
+def _full_range(dtype: np.dtype[Any]) -> tuple[float, float]:
+    return (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
 
 
 def rounded_window(low: float, high: float) -> tuple[float, float]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tilecast.geometry import TileKey
 from tilecast.store import folders
 from tilecast.store.folders import REBUILD_NAME, RunList, discard, folder_nbytes, list_runs, run_folder, swap_in
 from tilecast.store.lock import RunLock
+from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_store import Commit, CommitResult
@@ -283,15 +286,18 @@ def test_a_list_that_is_asked_for_again_opens_only_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [str(uuid.uuid4()) for _ in range(80)]
-    for run in runs:
-        with SqliteStore.create(tmp_path / run, replace(NEW_RUN, run=run)) as store:
-            store.commit(Commit(tiles=[a_tile(0, 0)], levels=1))
+    with SqliteStore.create(tmp_path / runs[0], replace(NEW_RUN, run=runs[0])) as store:
+        store.commit(Commit(tiles=[a_tile(0, 0)], levels=1))
+    for run in runs[1:]:  # copies: to make each durably would take longer than all else here
+        shutil.copytree(tmp_path / runs[0], tmp_path / run)
+        with closing(sqlite3.connect(tmp_path / run / TILES_NAME)) as connection, connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("UPDATE run SET run = ?", (run,))
 
-    def written(seconds_ago: float) -> None:
-        moment_ns = time.time_ns() - round(1e9 * seconds_ago)
+    def written(at_ns: int) -> None:
         for run in runs:
             for path in (tmp_path / run).iterdir():
-                os.utime(path, ns=(moment_ns, moment_ns))
+                os.utime(path, ns=(at_ns, at_ns))
 
     opened: list[str] = []
     look_into = folders.look_into
@@ -302,13 +308,13 @@ def test_a_list_that_is_asked_for_again_opens_only_what_changed(
 
     monkeypatch.setattr(folders, "look_into", seen)
     runs_of = RunList(tmp_path)
-    written(-600)  # just now, however long this takes
+    written(time.time_ns() + 10**12)  # a moment ago, however long the lists below take
     first = runs_of.runs()
     assert len(first) == len(opened) == 80
     opened.clear()
     assert runs_of.runs() == first
     assert len(opened) == 80  # files that were written a moment ago may change within the same tick of the clock
-    written(10)
+    written(time.time_ns() - 10**10)
     assert runs_of.runs() == first
     opened.clear()
     assert runs_of.runs() == first

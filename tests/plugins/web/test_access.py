@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from damaged_store import change_bits
 from integration.talking import PATIENCE_S
-from plugins.web.conftest import WebProcess, WebStation, running_web
+from plugins.web.conftest import TILE, WebProcess, WebStation, running_web
+from tilecast.geometry import TileKey
+from tilecast.process import DaemonProcess
+from tilecast_plugins.web.command import command
 from tilecast_plugins.web.settings import Settings, SettingsError, is_loopback
 
 TOKEN = "so long & secret"
@@ -62,6 +68,11 @@ class TestToken:
         with pytest.raises(SettingsError, match="token"):
             Settings(store_path=tmp_path, host=host)
         assert Settings(store_path=tmp_path, host=host, token="x").host == host
+
+    def test_only_this_machine_can_connect_unless_told_otherwise(self, tmp_path: Path) -> None:
+        [listen] = [option for option in command.params if option.name == "listen"]
+        assert is_loopback(str(listen.default).rpartition(":")[0])
+        assert is_loopback(Settings(store_path=tmp_path).host)
 
     def test_the_command_refuses_to_start_without(self, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "tilecast", "web", "--listen", "0.0.0.0:0", "--store", str(tmp_path)]
@@ -132,8 +143,7 @@ class TestRefusals:
         chunked = httpx.post(url, content=iter([b'{"text": ', b'"x"}']))
         assert chunked.status_code == 411
 
-    def test_a_damaged_tile_is_told_in_a_sentence(self, web_station: WebStation, tmp_path: Path) -> None:
-        # What was not foreseen, such as a store that is no store, is no stack trace either.
+    def test_a_store_that_is_none_is_told_in_a_sentence(self, web_station: WebStation, tmp_path: Path) -> None:
         run = web_station.scan
         (tmp_path / run).mkdir()
         (tmp_path / run / "tiles.sqlite").write_bytes(b"this is no database" * 1000)
@@ -144,3 +154,58 @@ class TestRefusals:
             assert "Traceback" not in answer.text
             [row] = httpx.get(f"{web.url}/api/v1/runs").json()["runs"]
             assert (row["run"], row["state"]) == (run, "damaged")
+
+    @pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+    def test_a_damaged_tile_is_told_and_nothing_else_is_disturbed(
+        self, web_station: WebStation, tmp_path: Path, remote: bool
+    ) -> None:
+        """One at full resolution, and one of the top level, from which grey levels would be taken."""
+        run, bad, top = web_station.scan, TileKey(0, -1, 0), web_station.client.run(web_station.scan)["levels"] - 1
+        shutil.copytree(web_station.root / run, tmp_path / "runs" / run)
+        for key in (bad, TileKey(top, -1, -1)):
+            change_bits(tmp_path / "runs" / run, key)
+        with ExitStack() as stack:
+            options = ["--store", str(tmp_path / "runs")]
+            if remote:
+                daemon = stack.enter_context(DaemonProcess(tmp_path / "runs", log_file=tmp_path / "log"))
+                options = ["--remote", "--daemon", daemon.endpoints["notify"], daemon.endpoints["query"]]
+            there = stack.enter_context(running_web(*options)).url
+            client = stack.enter_context(httpx.Client(timeout=PATIENCE_S))
+            info = client.get(f"{there}/api/v1/runs/{run}")
+            assert info.status_code == 200, info.text
+            epoch = info.json()["epoch"]
+            [channel] = info.json()["channels"]
+            low, high = channel["window"]  # of the level below: still of the data, not of the type
+            assert 5_000 < low < high < 60_000
+            tiles = f"/api/v1/runs/{run}/tiles/{epoch}/0/0/0"
+            n_tiles = 0
+            for plane, (level, *place) in web_station.mosaic(run):
+                if (level, *place) not in (tuple(bad), (top, -1, -1)):
+                    path = f"{tiles}/{level}/{place[0]}/{place[1]}.raw?mask=1"
+                    assert client.get(there + path).content == client.get(web_station.web.url + path).content, (
+                        plane,
+                        path,
+                    )
+                    n_tiles += 1
+            assert n_tiles > 15
+            stack_info = client.get(f"{there}/catmaid/{run}/stack/0.0/info?min=0&max=65535").json()
+            base = stack_info["mirrors"][0]["image_base"]
+            row, col = (
+                number - round(stack_info["translation"][axis] / stack_info["resolution"][axis]) // TILE
+                for number, axis in ((bad.row, "y"), (bad.col, "x"))
+            )
+            for address in (
+                *(f"{there}{tiles}/0/-1/0.{fmt}" for fmt in ("png", "jpg", "webp", "raw", "pzf")),
+                f"{there}/api/v1/runs/{run}/region.png?row0=-40&col0=-10&row1=0&col1=20",
+                f"{there}/api/v1/runs/{run}/value?row=-5&col=5",
+                f"{base}0/{row}_{col}_0.png",
+                f"{there}/zarr/0.5/{run}/{epoch}.zarr/0/c/0/0/0/{row}/{col}",
+            ):
+                for _ in range(2):  # and again: what failed once is not remembered as something else
+                    answer = client.get(address)
+                    assert answer.status_code == (502 if remote else 503), (address, answer.text)
+                    assert "damaged (wrong checksum)" in answer.json()["detail"], address
+                    assert "fsck --repair" in answer.json()["detail"], address
+                    assert "Traceback" not in answer.text
+            value = client.get(f"{there}/api/v1/runs/{run}/value?row=-50&col=-7")
+            assert value.json()["values"][0] is not None

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from integration.talking import new_uuid
+from integration.talking import new_uuid, picture
 from plugins.web.conftest import CORNERS, SHAPE, TILE, WebStation
 from tilecast.geometry import PlaneKey, Rect, TileKey, rect_at_level
 from tilecast.reading import reduce_tiles
@@ -69,6 +69,14 @@ class TestRuns:
         canvas = Rect(*info["canvas"]["bounds"])
         assert canvas.contains(Rect(*info["bbox"]))
 
+    def test_its_report_is_told_by_itself_too(self, http: httpx.Client, web_station: WebStation) -> None:
+        told = http.get(f"/api/v1/runs/{web_station.scan}/report").raise_for_status().json()
+        assert told["final"]
+        assert told["report"] == info_of(http, web_station.scan)["report"]
+        assert told["report"]["n_missing"] == 0
+        holes = http.get(f"/api/v1/runs/{web_station.scan}/holes").raise_for_status().json()
+        assert holes == {"missing": [], "unplaced": {}, "final": True}
+
     def test_channels_have_names_and_windows(self, http: httpx.Client, web_station: WebStation) -> None:
         channels = info_of(http, web_station.channels)["channels"]
         assert [channel["name"] for channel in channels] == ["DAPI", "GFP"]
@@ -77,14 +85,19 @@ class TestRuns:
             assert 0 <= low < high <= 256
 
     def test_changes_lead_to_the_present(self, http: httpx.Client, web_station: WebStation) -> None:
-        info = info_of(http, web_station.scan)
-        found = http.get(f"/api/v1/runs/{web_station.scan}/changes", params={"since": info["rev"] - 1}).json()
+        publisher, run = web_station.open_run("changing", stream="changing")
+        with publisher:
+            for number in (1, 2):  # twice in the same place: the canvas stays, and the history with it
+                publisher.image(picture(number, SHAPE), pos_um=(0, 0))
+                web_station.watch.placed(run, number)
+        info = info_of(http, run)
+        found = http.get(f"/api/v1/runs/{run}/changes", params={"since": info["rev"] - 1}).json()
         assert found["upto"] == info["rev"]
         assert not found["resync"]
         assert found["tiles"]
         assert all(row[6] == info["rev"] for row in found["tiles"])
         other = {"since": info["rev"], "epoch": info["epoch"] + 1}
-        assert http.get(f"/api/v1/runs/{web_station.scan}/changes", params=other).json()["resync"]
+        assert http.get(f"/api/v1/runs/{run}/changes", params=other).json()["resync"]
 
     def test_placements_in_pages(self, http: httpx.Client, web_station: WebStation) -> None:
         url = f"/api/v1/runs/{web_station.scan}/placements"
@@ -152,6 +165,19 @@ class TestTiles:
             assert answer.headers["content-type"] == kind
             assert answer.headers["cache-control"] == "no-cache"
             assert decoded(answer).shape[:2] == (TILE, TILE)
+
+    @pytest.mark.parametrize(("fmt", "bound"), [("jpg", 2), ("webp", 20)])
+    def test_lossy_formats_show_the_same_picture(
+        self, http: httpx.Client, web_station: WebStation, fmt: str, bound: float
+    ) -> None:
+        for (plane, key), (pixels, coverage) in web_station.mosaic(web_station.scan).items():
+            url = f"{base_of(http, web_station.scan)}/{'/'.join(str(part) for part in (*plane, *key))}.{fmt}"
+            shown = decoded(http.get(url, params={"min": 0, "max": 65535, "quality": 100}))
+            grey = shown if shown.ndim == 2 else shown[..., 0]
+            difference = np.abs(grey.astype(int) - np.where(coverage, pixels / 65535 * 255, 0))[coverage]
+            assert difference.mean() < bound, url
+            if fmt == "webp" and not coverage.all():
+                np.testing.assert_array_equal(shown[..., -1] == 255, coverage)
 
     def test_unchanged_is_304_until_anything_differs(self, http: httpx.Client, web_station: WebStation) -> None:
         base = base_of(http, web_station.scan)

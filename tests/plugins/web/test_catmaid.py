@@ -130,6 +130,19 @@ def test_stack_info() -> None:
     assert found["resolution"] == {"x": 500, "y": 250, "z": 1}
     assert found["translation"] == {"x": view.canvas.rect.col0 * 500, "y": view.canvas.rect.row0 * 250, "z": 0}
     assert found["num_zoom_levels"] == view.levels == len(found["downsample_factors"])
+    # What CATMAID's own server tells of a stack, and what catpy asks for.
+    assert set(found) == {
+        "sid", "pid", "ptitle", "stitle", "dimension", "resolution", "translation", "orientation", "broken_slices",
+        "canary_location", "mirrors", "downsample_factors", "num_zoom_levels", "comment", "description", "metadata",
+        "attribution", "placeholder_color",
+    }  # fmt: skip
+    assert (found["sid"], found["pid"], found["orientation"], found["broken_slices"]) == ("0.0", "p", 0, {})
+    assert found["canary_location"] == {"x": 300, "y": 500, "z": 0}
+    assert set(found["placeholder_color"]) == set("rgba")
+    for mirror in found["mirrors"]:
+        assert {
+            "image_base", "tile_width", "tile_height", "tile_source_type", "file_extension", "title", "position",
+        } <= set(mirror)  # fmt: skip
     first, last = found["mirrors"]
     assert first["image_base"] == f"http://h:1/catmaid/{UUID}/3/0/0/0_4000/1/"
     assert last["image_base"].endswith("/10/%SCALE_DATASET%/0_1_2/256_256/%AXIS_0%_%AXIS_1%_%AXIS_2%")

@@ -313,6 +313,8 @@ def test_iip_rendering(client: httpx.Client, colour: Scan) -> None:
         np.abs((inverted if inverted.ndim == 2 else inverted[..., 0]) - np.where(covered, 255 - values / 257, 0)).max()
         <= 1
     )
+    poor, good = (client.get(f"{fif}&CHAN=1&QLT={quality}&JTL=0,0").content for quality in (5, 95))
+    assert len(poor) < len(good)
     for name in ("jet", "cold", "hot", "cool"):
         assert image_of(client.get(f"{fif}&CHAN=1&CMP={name}&JTL=0,0")).shape == (TILE, TILE, 3)
     mixed = image_of(client.get(f"{fif}&MINMAX=1:0,65535&MINMAX=2:0,65535&MIX=1:1,0.5,0&MIX=2:0,0.5,1&QLT=100&PTL=0,0"))

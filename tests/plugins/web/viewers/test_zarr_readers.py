@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -88,19 +89,24 @@ def test_floats_are_nan_where_nothing_is(stage: Show, floats: Scan, version: str
     np.testing.assert_array_equal(read_tensorstore(address, 2)[0, 0, 0].read().result(), expected)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_ome_zarr_models_accept_it(stage: Show, colour: Scan, grey: Scan, floats: Scan, version: str) -> None:
+def image_of_models(address: str) -> Any:
+    """The image as ome-zarr-models checks it."""
     pytest.importorskip(
         "ome_zarr_models",
         minversion="1.7",
         reason="ome-zarr-models has an environment of its own: uv sync --group models",
     )
-    if version == "0.4":
+    if "/0.4/" in address:
         from ome_zarr_models.v04 import Image
     else:
         from ome_zarr_models.v05 import Image
+    return Image.from_zarr(group_of(address))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_ome_zarr_models_accept_it(stage: Show, colour: Scan, grey: Scan, floats: Scan, version: str) -> None:
     for scan in (colour, grey, floats):
-        image = Image.from_zarr(group_of(address_of(stage, scan.run, version)))
+        image = image_of_models(address_of(stage, scan.run, version))
         attributes = image.attributes if version == "0.4" else image.ome_attributes
         assert [axis.name for axis in attributes.multiscales[0].axes] == list("tczyx")
         assert len(attributes.multiscales[0].datasets) >= 4
@@ -126,34 +132,65 @@ def test_ome_zarr_py_reads_it(stage: Show, colour: Scan, version: str) -> None:
         np.testing.assert_array_equal(node.data[level][0, 1, 1].compute(), expected)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_reader_that_stays_open_sees_frames_arrive(stage: Show, version: str) -> None:
-    """Opened once, with the plan's canvas; after each commit it reads the mosaic of that commit, every level of it."""
+def growing(stage: Show, name: str) -> Iterator[Scan]:
+    """A run with a planned canvas of 256 × 256, after each of its frames, and what its mosaic must be then."""
     corners = [(60, 60), (60, 95), (100, 60), (20, 25), (130, 130)]
     frames: list[mosaic_reference.Frame] = []
-    with stage.publisher(f"live-{version}") as publisher:
+    with stage.publisher(name) as publisher:
         run = publisher.start(
-            f"live-{version}", shape=SHAPE, dtype="<u2", px_um=PX_UM, pos_src="frame",
+            name, shape=SHAPE, dtype="<u2", px_um=PX_UM, pos_src="frame",
             extent_um=[[0.0, 0.0], [250 * PX_UM[0], 250 * PX_UM[1]]],
         )  # fmt: skip
-        group: Any = None
         for number, corner in enumerate(corners):
             pixels = picture(900 + number, SHAPE)
             publisher.image(pixels, pos_um=centre_um(*corner, SHAPE))
             stage.watch.placed(run, number + 1)
             frames.append(mosaic_reference.Frame(number, 0, number, (0, 0, 0), *corner, pixels))
-            if group is None:
-                address = address_of(stage, run, version)
-                group = group_of(address)
-                bounds = bounds_of(group)
-                assert bounds == (0, 0, 256, 256)
-                stores = [read_tensorstore(address, level) for level in range(3)]
-            so_far = Scan(run, "<u2", mosaic_reference.mosaic(frames, "feather", "<u2", TILE))
-            for level in range(3):
-                expected = so_far.canvas(bounds, level).values
-                np.testing.assert_array_equal(group[str(level)][0, 0, 0], expected)
-                np.testing.assert_array_equal(stores[level][0, 0, 0].read().result(), expected)
+            yield Scan(run, "<u2", mosaic_reference.mosaic(frames, "feather", "<u2", TILE))
         publisher.end(run=run)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_reader_that_stays_open_sees_frames_arrive(stage: Show, version: str) -> None:
+    """Opened once, with the plan's canvas; after each commit it reads the mosaic of that commit, every level of it."""
+    group: Any = None
+    for so_far in growing(stage, f"live-{version}"):
+        if group is None:
+            address = address_of(stage, so_far.run, version)
+            group = group_of(address)
+            bounds = bounds_of(group)
+            assert bounds == (0, 0, 256, 256)
+            stores = [read_tensorstore(address, level) for level in range(3)]
+        for level in range(3):
+            expected = so_far.canvas(bounds, level).values
+            np.testing.assert_array_equal(group[str(level)][0, 0, 0], expected)
+            np.testing.assert_array_equal(stores[level][0, 0, 0].read().result(), expected)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_ome_zarr_py_sees_frames_arrive(stage: Show, version: str) -> None:
+    """The same through its nodes, which are opened once."""
+    io = pytest.importorskip("ome_zarr.io", reason="ome-zarr is not installed: uv sync --group viewers")
+    from ome_zarr.reader import Reader
+
+    node: Any = None
+    for so_far in growing(stage, f"live-py-{version}"):
+        if node is None:
+            (node,) = list(Reader(io.parse_url(address_of(stage, so_far.run, version), mode="r"))())
+        for level in range(3):
+            expected = so_far.canvas((0, 0, 256, 256), level).values
+            np.testing.assert_array_equal(node.data[level][0, 0, 0].compute(), expected)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_ome_zarr_models_accept_a_run_while_frames_arrive(stage: Show, version: str) -> None:
+    for so_far in growing(stage, f"live-models-{version}"):
+        image = image_of_models(address_of(stage, so_far.run, version))
+        multiscale = (image.attributes if version == "0.4" else image.ome_attributes).multiscales[0]
+        assert len(multiscale.datasets) >= 3
+        scale, translation = (one for one in multiscale.datasets[0].coordinateTransformations)
+        assert list(scale.scale[3:]) == [PX_UM[1], PX_UM[0]]
+        assert list(translation.translation[3:]) == [PX_UM[1] / 2, PX_UM[0] / 2]
 
 
 def test_documents_are_the_same_for_all_who_ask(stage: Show, grey: Scan) -> None:

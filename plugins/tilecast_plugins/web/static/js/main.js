@@ -147,7 +147,7 @@ async function open(id, wanted = {}) {
   }
   marks.open(run);
   await mosaic.open(run);
-  if (asked !== state.asked) return;
+  if (state.run !== run) return; // by now another one is here; one that is only asked for may never come
   mosaic.setLooks(looks.asMap());
   if (wanted.scale) {
     mosaic.setScale(wanted.scale, wanted.row, wanted.col, true);
@@ -447,7 +447,10 @@ function showLive() {
   } else {
     badge.textContent = open ? 'live' : 'connected';
     badge.dataset.level = 'good';
-    old.hidden = true;
+    // Where pixels should be and cannot be read there must not seem to be none.
+    const { size } = tiles.unreadable;
+    old.hidden = size === 0;
+    if (size) old.textContent = `${size === 1 ? 'A tile' : `${size} tiles`} cannot be shown: ${[...tiles.unreadable.values()][0]}`;
   }
 }
 setInterval(showLive, 1000);

@@ -198,6 +198,8 @@ export class Mosaic {
       imageLoaderLimit: 12,
       timeout: 120000,
       preserveImageSizeOnResize: true,
+      // Nothing else may choose what is in view: the source as a whole has more tiles than any list can hold.
+      preserveViewport: true,
       minZoomLevel: 1e-9,
       maxZoomLevel: 1,
       zoomPerScroll: 1.25,
@@ -222,25 +224,28 @@ export class Mosaic {
   async open({ tileSize, dtype, levels, affine }) {
     this.dtype = dtype;
     this.aspect = aspectOf(affine);
-    this.source = makeSource(this.tiles, tileSize, this.aspect);
-    this.source.setLevels(levels);
+    const source = makeSource(this.tiles, tileSize, this.aspect);
+    source.setLevels(levels);
+    this.source = source;
     this.viewer.world.removeAll();
-    const { half } = this.source;
+    const { half } = source;
     // The view must be of a sensible size before the first drawing: the source is larger than any list of tiles.
     this.#limitZoom();
     const side = tileSize * 2 ** levels;
     this.viewport.fitBounds(new OSD.Rect(-side, -side, 2 * side, 2 * side), true);
-    await new Promise((resolve, reject) => {
+    const image = await new Promise((resolve, reject) => {
       this.viewer.addTiledImage({
-        tileSource: this.source,
+        tileSource: source,
         x: -half,
         y: -half * this.aspect,
         width: 2 * half,
-        success: resolve,
+        success: ({ item }) => resolve(item),
         error: (event) => reject(new Error(event.message)),
       });
     });
-    this.image = this.viewer.world.getItemAt(0);
+    // Another run was opened while this one was being added: only the newest stays.
+    if (source !== this.source) this.viewer.world.removeItem(image);
+    else this.image = image;
   }
 
   /** From one level-0 pixel as 40 on screen to a tile of the top level as 48: never more tiles than can be handled. */

@@ -35,6 +35,7 @@ export class Tiles {
     this.api = api;
     this.onArrival = onArrival;
     this.held = new Map();
+    this.unreadable = new Map(); // key of a tile that is held → why the server cannot give it
     this.waiting = [];
     this.nFetching = 0;
     this.nFetched = 0;
@@ -48,6 +49,7 @@ export class Tiles {
     this.aborter = new AbortController();
     this.generation++;
     this.held.clear();
+    this.unreadable.clear();
     this.waiting.length = 0;
     this.nFetching = 0;
     this.info = info; // { run, epoch, rev, dtype, tileSize }
@@ -58,6 +60,7 @@ export class Tiles {
   /** Which plane and channels are shown from now on. */
   setView(view) {
     this.view = view;
+    this.unreadable.clear();
     for (const tile of this.held.values()) tile.retryAt = 0;
   }
 
@@ -106,7 +109,9 @@ export class Tiles {
   }
 
   drop(tile) {
-    if (this.held.get(tile.key) === tile) this.held.delete(tile.key);
+    if (this.held.get(tile.key) !== tile) return;
+    this.held.delete(tile.key);
+    this.unreadable.delete(tile.key);
   }
 
   /** The tile is on screen: see to it that it is up to date. */
@@ -144,20 +149,31 @@ export class Tiles {
     for (const c of missing) tile.dirty.delete(c);
     const { t_recv_ns } = tile;
     tile.t_recv_ns = null;
-    try {
-      // All channels of a tile are replaced together.
-      const layers = await Promise.all(missing.map((c) => this.#fetch(tile, t, c, z, !first, isWanted)));
-      if (generation !== this.generation) return;
-      missing.forEach((c, n) => tile.layers.set(c, { ...layers[n], t, z }));
-      tile.version++;
-      if (t_recv_ns !== null) tile.shown_t_recv_ns = Math.min(tile.shown_t_recv_ns ?? Infinity, t_recv_ns);
-      this.onArrival();
-    } catch (error) {
-      if (generation !== this.generation || error.name === 'AbortError') return;
-      for (const c of missing) tile.dirty.add(c);
+    const answers = await Promise.allSettled(missing.map((c) => this.#fetch(tile, t, c, z, !first, isWanted)));
+    if (generation !== this.generation) return;
+    const problems = answers.flatMap(({ reason }) => (reason ? [reason] : []));
+    if (problems.some(({ name }) => name === 'AbortError')) return;
+    // All channels of a tile are replaced together, but for those that the server has and cannot read.
+    const unreadable = problems.find(({ status }) => status >= 500);
+    if (unreadable) this.unreadable.set(tile.key, unreadable.message);
+    else this.unreadable.delete(tile.key);
+    missing.forEach((c, n) => {
+      const { value } = answers[n];
+      if (value && (unreadable || !problems.length)) tile.layers.set(c, { ...value, t, z });
+      else tile.dirty.add(c);
+      const layer = tile.layers.get(c);
+      // Nothing rather than the pixels of another plane.
+      if (unreadable && layer && (layer.t !== t || layer.z !== z)) tile.layers.delete(c);
+    });
+    if (!problems.length && t_recv_ns !== null) tile.shown_t_recv_ns = Math.min(tile.shown_t_recv_ns ?? Infinity, t_recv_ns);
+    if (problems.length) {
       tile.t_recv_ns = t_recv_ns;
       tile.retryAt = performance.now() + RETRY_MS;
       setTimeout(this.onArrival, RETRY_MS + 1);
+    }
+    if (unreadable || !problems.length) {
+      tile.version++;
+      this.onArrival();
     }
   }
 
@@ -217,7 +233,7 @@ export class Tiles {
     for (let l = level; l <= topLevel; l++) {
       const size = this.info.tileSize * 2 ** l;
       const tile = this.held.get(`${l}/${Math.floor(row / size)}/${Math.floor(col / size)}`);
-      if (tile && tile.version) return tile;
+      if (tile?.version && !this.unreadable.has(tile.key)) return tile;
     }
     return null;
   }
