@@ -172,10 +172,16 @@ class Peers:
     """Connects peers, with keys or without; each has a message on its way."""
 
     def __init__(self) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._made: list[zmq.Socket[bytes]] = []
+
+    def _socket(self) -> zmq.Socket[bytes]:
+        peer = self._context.socket(zmq.DEALER)
+        self._made.append(peer)
+        return peer
 
     def connect(self, endpoint: str, keys: CurveKeys | None = None) -> zmq.Socket[bytes]:
-        peer = self.context.socket(zmq.DEALER)
+        peer = self._socket()
         if keys is not None:
             assert keys.server is not None
             peer.curve_publickey, peer.curve_secretkey, peer.curve_serverkey = keys.public, keys.secret, keys.server
@@ -185,19 +191,26 @@ class Peers:
 
     def see_turned_away(self, endpoint: str) -> None:
         """Connect without a key until the connection is ended."""
-        peer = self.connect(endpoint)
+        peer = self._socket()
         events = peer.get_monitor_socket(zmq.Event.DISCONNECTED)
+        peer.connect(endpoint.replace("0.0.0.0", "127.0.0.1"))
+        peer.send(b"hi")
         assert events.poll(PATIENCE_MS)
         peer.disable_monitor()
         events.close()
         peer.close(linger=0)
+
+    def close(self) -> None:
+        for peer in self._made:
+            peer.close(linger=0)
+        self._context.destroy(0)
 
 
 @pytest.fixture
 def peers() -> Iterator[Peers]:
     made = Peers()
     yield made
-    made.context.destroy(0)
+    made.close()
 
 
 def heard(socket: zmq.Socket[bytes]) -> bytes:
