@@ -345,7 +345,9 @@ def test_a_newer_store_is_refused(store: SqliteStore) -> None:
     connection.close()
     before = store.path.read_bytes()
     for opening in (SqliteStore.open, SqliteReader):
-        with pytest.raises(StoreTooNewError, match=f"has schema 999 and this tilecast knows up to {migrations.SCHEMA_VERSION}"):
+        with pytest.raises(
+            StoreTooNewError, match=f"has schema 999 and this tilecast knows up to {migrations.SCHEMA_VERSION}"
+        ):
             opening(folder)
     with pytest.raises(StoreTooNewError):
         SqliteStore.create(folder, NEW_RUN)
@@ -404,7 +406,9 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> N
     folder = tmp_path / RUN
     old_store(folder, RUN, 1200)
     before = (folder / "tiles.sqlite").stat().st_size
-    with pytest.raises(StoreOutdatedError, match=rf"schema 1 of {migrations.SCHEMA_VERSION}.*`tilecast run` brings all runs"):
+    with pytest.raises(
+        StoreOutdatedError, match=rf"schema 1 of {migrations.SCHEMA_VERSION}.*`tilecast run` brings all runs"
+    ):
         SqliteReader(folder)
     assert list(bring_up_to_date(tmp_path)) == [(RUN, None)]
     assert list(bring_up_to_date(tmp_path)) == []
@@ -599,7 +603,11 @@ def test_a_person_can_read_it_with_sqlite_utils(store: SqliteStore) -> None:
         assert [row["detail"] for row in db["events"].rows] == ['{"text": "bleached"}']
         assert [row["report"] for row in db["report"].rows] == ['{"missing": [[3, 4]]}']
         assert [row["rev"] for row in db["commits"].rows] == [1]
-        assert [row["name"] for row in db["_sqlite_migrations"].rows] == ["0001 first", "0002 tile file", "0003 clipped"]
+        assert [row["name"] for row in db["_sqlite_migrations"].rows] == [
+            "0001 first",
+            "0002 tile file",
+            "0003 clipped",
+        ]
     finally:
         db.close()
 
