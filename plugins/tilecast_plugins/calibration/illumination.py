@@ -9,7 +9,8 @@ some forms if overlaps are narrow; the second is rough, and says a little of eve
 from one frame to the next.
 
 Differences are taken of means over blocks of 16 × 16 pixels, which positions that are off by a pixel or two change
-little; the more the specimen varies from block to block, the less a block counts, and what does not fit (a bubble,
+little, or of smaller ones where frames are small or overlap little, for a few blocks do not tell the polynomials apart;
+the more the specimen varies from block to block, the less a block counts, and what does not fit (a bubble,
 something that moved) counts less in each round. Frames may bleach: then the dose between the two frames of an overlap
 is fitted as well, one number for the scan.
 
@@ -63,8 +64,9 @@ class Estimate:
     ----------
     field : ndarray, float32, shape of the frames
         Relative illumination, mean 1: frames are divided by it.
-    error : float
-        Relative error of the field to be expected, root mean square: what the scatter among overlaps and frames leaves.
+    scatter : float
+        Relative error of the field, root mean square, that the scatter among overlaps and frames lets expect. What the
+        polynomials cannot follow is not in it: with good overlaps that is the larger part.
     bleaching : float
         What is left of the light from one frame to the next; 1 if that was not asked for.
     before, after : float
@@ -74,7 +76,7 @@ class Estimate:
     """
 
     field: NDArray[np.float32]
-    error: float
+    scatter: float
     bleaching: float
     before: float
     after: float
@@ -169,8 +171,8 @@ def estimate(
     if told is not None:
         before, after = _differences(told, coefficients, shape, degree, rate)
     forms = _basis(grid.reshape(-1, 2), shape, degree)
-    error = float(np.sqrt(np.trace(np.linalg.inv(precision) @ np.cov(forms.T))))
-    return Estimate(found.astype(np.float32), error, float(np.exp(rate)), before, after, n_frames, len(blocks.frames))
+    scatter = float(np.sqrt(np.trace(np.linalg.inv(precision) @ np.cov(forms.T))))
+    return Estimate(found.astype(np.float32), scatter, float(np.exp(rate)), before, after, n_frames, len(blocks.frames))
 
 
 def block_edge(across: int, degree: int = DEGREE) -> int:
