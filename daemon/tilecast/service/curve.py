@@ -331,26 +331,48 @@ class _Gatekeeper:
         for socket in (control, self._zap):
             poller.register(socket, zmq.POLLIN)
         try:
-            while True:
-                ready = dict(poller.poll(_LOOK_MS))
-                self._look()
-                if self._zap in ready:
-                    self._zap.send_multipart(self._judge(self._zap.recv_multipart()))
-                for events, monitor in monitors.items():
-                    while events in ready and events.poll(0):
-                        monitor.take(parse_monitor_message(events.recv_multipart()))
-                if control in ready:
-                    if not control.recv():
-                        return
-                    events, name = self._new.get()
-                    monitors[events] = _Monitor(name)
-                    poller.register(events, zmq.POLLIN)
+            self._serve(control, poller, monitors)
         except Exception as error:
-            # Without an answer libzmq lets nobody in; those who are in stay.
+            # Without an answer libzmq lets nobody in.
             log.critical("nobody answers for the keys any more: no new connection is let in", exc_info=error)
+            poller.unregister(self._zap)
+            self._zap.close(linger=0)
+            self._only_read(control, poller, monitors)
         finally:
             for socket in (control, self._zap, *monitors):
                 socket.close(linger=0)
+
+    def _serve(self, control: Socket, poller: zmq.Poller, monitors: dict[Socket, _Monitor]) -> None:
+        """Answer and tell until `close`."""
+        while True:
+            ready = dict(poller.poll(_LOOK_MS))
+            self._look()
+            if self._zap in ready:
+                self._zap.send_multipart(self._judge(self._zap.recv_multipart()))
+            for events, monitor in monitors.items():
+                while events in ready and events.poll(0):
+                    monitor.take(parse_monitor_message(events.recv_multipart()))
+            if control in ready and not self._told(control, poller, monitors):
+                return
+
+    def _only_read(self, control: Socket, poller: zmq.Poller, monitors: dict[Socket, _Monitor]) -> None:
+        """Until `close`, take what the monitors say: one that nobody reads stops libzmq's thread, and all who are in."""
+        while True:
+            ready = dict(poller.poll())
+            for events in monitors:
+                if events in ready:
+                    events.recv_multipart()
+            if control in ready and not self._told(control, poller, monitors):
+                return
+
+    def _told(self, control: Socket, poller: zmq.Poller, monitors: dict[Socket, _Monitor]) -> bool:
+        """Take one more socket to watch; False if it is time to end."""
+        if not control.recv():
+            return False
+        events, name = self._new.get()
+        monitors[events] = _Monitor(name)
+        poller.register(events, zmq.POLLIN)
+        return True
 
     def _judge(self, request: list[bytes]) -> list[bytes]:
         """The answer to one question of libzmq: may the client with this key come in?"""
@@ -402,9 +424,10 @@ class _Monitor:
 
 
 def _peer_address(descriptor: int) -> str:
-    """Who is at the other end of one of libzmq's connections; empty if it has gone already."""
+    """The IP address at the other end of one of libzmq's connections; empty if it has none (`ipc`), or has gone."""
     with contextlib.suppress(OSError), sockets.socket(fileno=os.dup(descriptor)) as connection:
-        return str(connection.getpeername()[0])
+        if connection.family in (sockets.AF_INET, sockets.AF_INET6):
+            return str(connection.getpeername()[0])
     return ""
 
 

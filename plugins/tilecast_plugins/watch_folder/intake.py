@@ -370,11 +370,10 @@ class Intake:
             self._reject(KnownFile(name, stamp, "rejected"), why)
 
     def _reject(self, file: KnownFile, why: str) -> None:
-        """Set a file aside, and say so: in the log, in the list, and in what the source tells of itself."""
+        """Set a file aside, and say so: in the list, in the log, and soon in what the source tells of itself."""
         file = replace(file, state="rejected")
         self.n_rejected += 1
         self.last_rejected = f"{file.name}: {why}"
-        log.warning("file cannot be used", folder=str(self._folder), file=file.name, why=why)
         line = {"t": time.time(), "folder": str(self._folder), "file": file.name, "why": why}
         self._note([file])
         try:
@@ -383,6 +382,7 @@ class Intake:
         except OSError as error:
             log.warning("file cannot be listed as rejected", list=str(self._rejected_list), why=str(error))
         self._waiting.remove(file.name)
+        log.warning("file cannot be used", folder=str(self._folder), file=file.name, why=why)
 
     def _note(self, files: Sequence[KnownFile]) -> None:
         self._record.note(files)

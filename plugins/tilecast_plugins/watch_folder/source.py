@@ -170,7 +170,6 @@ class FolderSource:
             trouble = f"{self._folder} cannot be read: {error.strerror or error}"
         if trouble:
             alarm.close()
-        self._say(trouble)
         feed.tell(
             trouble=trouble or intake.trouble,
             watched=alarm.kind if not trouble else "",
@@ -180,6 +179,7 @@ class FolderSource:
             last_rejected=intake.last_rejected,
             rejected_list=str(rejected_list) if intake.n_rejected else "",
         )
+        self._say(trouble)  # after it is told: who reads the log may ask at once
         # A folder with very many files is not to take more than a fiftieth of a processor while nothing happens.
         wait_s = max(self._options.poll_s, 50 * intake.look_s)
         if not trouble:

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import zmq
 from structlog.testing import capture_logs
 
 from tilecast.errors import ConfigError
+from tilecast.ingest.verdicts import IngestPath
 from tilecast.service.config import load
 from tilecast.service.curve import KeyRing, own_keys, public_keys
 from tilecast.service.sockets import Sockets
 from tilecast_protocol.key_files import make_pair, read_public
+from tilecast_protocol.sockets import CurveKeys
 
 PATIENCE_MS = 30_000
 
@@ -145,6 +148,104 @@ def test_others_cannot_open_a_file_that_is_a_socket(tmp_path: Path, umask: int, 
         sockets.close()
     finally:
         os.umask(before)
+
+
+# ---- the door beside a guarded socket ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(tmp_path: Path, clients: Path) -> Iterator[tuple[Sockets, zmq.Socket[bytes]]]:
+    """The acknowledged path, which asks for keys, and its door, which does not, on one socket."""
+    options = {
+        "ingest.ack": "tcp://0.0.0.0:*",
+        "curve.secret_key": make_pair(tmp_path, "daemon").secret,
+        "curve.clients": clients,
+    }
+    sockets = Sockets(load(None, [f"{name}={value}" for name, value in options.items()], {}), with_feed=True)
+    (socket,) = sockets.ingest([IngestPath.ACK])[IngestPath.ACK]
+    yield sockets, socket
+    socket.close()
+    sockets.close()
+
+
+class Peers:
+    """Connects peers, with keys or without; each has a message on its way."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    def connect(self, endpoint: str, keys: CurveKeys | None = None) -> zmq.Socket[bytes]:
+        peer = self.context.socket(zmq.DEALER)
+        if keys is not None:
+            assert keys.server is not None
+            peer.curve_publickey, peer.curve_secretkey, peer.curve_serverkey = keys.public, keys.secret, keys.server
+        peer.connect(endpoint.replace("0.0.0.0", "127.0.0.1"))
+        peer.send(b"hi")
+        return peer
+
+    def see_turned_away(self, endpoint: str) -> None:
+        """Connect without a key until the connection is ended."""
+        peer = self.connect(endpoint)
+        events = peer.get_monitor_socket(zmq.Event.DISCONNECTED)
+        assert events.poll(PATIENCE_MS)
+        peer.disable_monitor()
+        events.close()
+        peer.close(linger=0)
+
+
+@pytest.fixture
+def peers() -> Iterator[Peers]:
+    made = Peers()
+    yield made
+    made.context.destroy(0)
+
+
+def heard(socket: zmq.Socket[bytes]) -> bytes:
+    assert socket.poll(PATIENCE_MS), "nothing came"
+    return socket.recv_multipart()[1]
+
+
+def test_who_comes_by_the_door_leaves_the_guard_at_its_post(
+    beside: tuple[Sockets, zmq.Socket[bytes]], peers: Peers, clients: Path, tmp_path: Path
+) -> None:
+    """A file has no address that could be logged; keys are asked for as before."""
+    sockets, socket = beside
+    endpoint = sockets.endpoints["ingest.ack"]
+    peers.connect(sockets.feed)
+    assert heard(socket) == b"hi"
+    peers.see_turned_away(endpoint)
+    assert not socket.poll(0)
+    peers.connect(endpoint, CurveKeys.load(clients / "camera.key_secret", tmp_path / "daemon.key"))
+    assert heard(socket) == b"hi"
+
+
+def test_without_a_guard_nobody_comes_in_and_who_is_in_stays(
+    beside: tuple[Sockets, zmq.Socket[bytes]],
+    peers: Peers,
+    clients: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """libzmq's thread waits for ever for who listens to its events: they are read even then."""
+    sockets, socket = beside
+    endpoint = sockets.endpoints["ingest.ack"]
+    keys = CurveKeys.load(clients / "camera.key_secret", tmp_path / "daemon.key")
+    camera = peers.connect(endpoint, keys)
+    assert heard(socket) == b"hi"
+    broken = threading.Event()
+
+    def fail(_ring: KeyRing) -> dict[bytes, str]:
+        broken.set()
+        raise RuntimeError("as no code of ours should")
+
+    monkeypatch.setattr(KeyRing, "refresh", fail)
+    assert broken.wait(PATIENCE_MS / 1000)
+    peers.connect(endpoint, keys)
+    for _ in range(10):
+        peers.see_turned_away(endpoint)
+        camera.send(b"still here")
+        assert heard(socket) == b"still here"
+    assert not socket.poll(0), "the second camera is in"
 
 
 # ---- what a peer says of itself --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,14 @@ def told(daemon: DaemonUnderTest) -> dict[str, Any]:
     with daemon.client() as client:
         (source,) = client.stats()["plugins"]["sources"]
     return dict(source["told"])
+
+
+def told_once(daemon: DaemonUnderTest, **facts: Any) -> dict[str, Any]:
+    """What the source tells of itself once it tells these facts: it does at the end of a look, after what it logs."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while any((found := told(daemon)).get(name) != fact for name, fact in facts.items()):
+        assert time.monotonic() < deadline_s, (facts, found)
+    return found
 
 
 def expected_mosaic(scan: TestScan = SCAN) -> NDArray[Any]:
@@ -234,7 +243,7 @@ def test_what_cannot_be_used_is_named(tilecast_daemon: StartDaemon, images: Path
     daemon.wait_logged("file cannot be used", timeout_s=PATIENCE_S, file="broken.tif")
     (images / "b.tif").write_bytes(encoded(SCAN.frame(1)[:32], ".tif"))
     daemon.wait_logged("file cannot be used", timeout_s=PATIENCE_S, file="b.tif")
-    said = told(daemon)
+    said = told_once(daemon, n_rejected=3)
     command = [sys.executable, "-m", "tilecast", "plugins", "--set", f"query={daemon.endpoints['query']}"]
     shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60)
     assert "n_rejected: 3" in shown.stdout
