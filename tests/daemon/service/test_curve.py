@@ -150,7 +150,7 @@ def test_others_cannot_open_a_file_that_is_a_socket(tmp_path: Path, umask: int, 
         os.umask(before)
 
 
-# ---- the door beside a guarded socket ----------------------------------------------------------------------------------
+# ---- the door beside a guarded socket --------------------------------------------------------------------------------
 
 
 @pytest.fixture
