@@ -112,7 +112,7 @@ def test_the_field_does_not_depend_on_the_unit_of_light(factor: float, seed: int
     light = 1 - 0.3 * np.linspace(-1, 1, 96)[:, None] ** 2 * np.ones(96)
     frames, corners = scan_of(light, 3, 32, seed)
     one, other = (
-        estimate((frame * scale for frame in map(np.float32, frames)), corners, (96, 96)) for scale in (1.0, factor)
+        estimate((frame.astype(np.float32) * scale for frame in frames), corners, (96, 96)) for scale in (1.0, factor)
     )
     np.testing.assert_allclose(one.field, other.field, rtol=1e-3)
 
