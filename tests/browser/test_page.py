@@ -319,6 +319,7 @@ def test_marks_are_kept_over_a_reload_and_exported(page: Page, finished: Scan) -
     page.locator("#marks li input").nth(0).press("Enter")
     page.reload()
     show(page, finished)
+    page.locator("#marks li").nth(1).wait_for()
     assert page.locator("#marks li").count() == 2
     with page.expect_download() as download:
         page.locator("#marks-json").click()

@@ -217,10 +217,10 @@ def install_another(machine: Machine, folder: Path) -> None:
     assert machine.show("tilecast@scope-2.service", "ActiveState") == "active"
     assert machine.show("tilecast@scope-2.service", "IPAddressAllow") in ("::/0 0.0.0.0/0", "0.0.0.0/0 ::/0")
     assert main_pid(machine) == before, "the other one was not disturbed"
-    machine.run(TILECAST, "keys", "new", "viewer", "/root/keys")
-    machine.run("cp", "/root/keys/viewer.key", "/etc/tilecast/clients")
+    machine.run(TILECAST, "keys", "new", "viewer", "/etc/viewer-keys")
+    machine.run("cp", "/etc/viewer-keys/viewer.key", "/etc/tilecast/clients")
     machine.run("systemctl", "restart", "tilecast@scope-2")
-    keys = ("--key", "/root/keys/viewer.key_secret", "--server-key", "/etc/credstore/tilecast.key")
+    keys = ("--key", "/etc/viewer-keys/viewer.key_secret", "--server-key", "/etc/credstore/tilecast.key")
     said = machine.run(TILECAST, "top", "--once", "--endpoint", "tcp://127.0.0.1:5593", *keys)
     assert "ready: takes a start" in said
 
@@ -417,9 +417,9 @@ def wheel(folder: Path, version: str) -> Path:
 
 def pip_install(machine: Machine, file: Path, *options: str) -> None:
     """As a technician would; what tilecast needs is there already, because this machine reaches no index."""
-    shutil.copy(file, machine.path(f"/root/{file.name}"))
+    shutil.copy(file, machine.path(f"/etc/{file.name}"))
     without = ("--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check")
-    machine.run("/opt/tilecast/bin/pip", "install", *without, *options, f"/root/{file.name}")
+    machine.run("/opt/tilecast/bin/pip", "install", *without, *options, f"/etc/{file.name}")
     for package in ("daemon/tilecast", "protocol/tilecast_protocol", "plugins/tilecast_plugins"):
         for source in (ROOT / package).rglob("*.py"):  # as old as they are: what they were compiled into still holds
             installed = machine.path(f"/opt/tilecast/{SITE}/{source.relative_to((ROOT / package).parent)}")
@@ -464,8 +464,8 @@ def walk_from_nothing_to_a_first_scan(machine: Machine, file: Path) -> None:
     printed("journalctl -u tilecast -f")
     assert " ready " in machine.run("journalctl", "-u", "tilecast")
 
-    machine.write("/root/camera.py", script("python"))
-    machine.run("/opt/tilecast/bin/python", "/root/camera.py")
+    machine.write("/etc/camera.py", script("python"))
+    machine.run("/opt/tilecast/bin/python", "/etc/camera.py")
     listing = printed(f"{TILECAST} runs --config {CONFIG}")
     until(lambda: machine.run(*listing), lambda said: re.search(r"first light +ended .* 20 ", said))
     about = machine.run(*printed(f"{TILECAST} info last --config {CONFIG}"))

@@ -356,7 +356,7 @@ class _Gatekeeper:
                 return
 
     def _only_read(self, control: Socket, poller: zmq.Poller, monitors: dict[Socket, _Monitor]) -> None:
-        """Until `close`, take what the monitors say: one that nobody reads stops libzmq's thread, and all with it."""
+        """Take what monitors say, until `close`: one that nobody reads stops libzmq's thread, and all who are in."""
         while True:
             ready = dict(poller.poll())
             for events in monitors:

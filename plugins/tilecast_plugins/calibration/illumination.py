@@ -9,7 +9,8 @@ some forms if overlaps are narrow; the second is rough, and says a little of eve
 from one frame to the next.
 
 Differences are taken of means over blocks of 16 × 16 pixels, which positions that are off by a pixel or two change
-little; the more the specimen varies from block to block, the less a block counts, and what does not fit (a bubble,
+little, or of smaller ones where frames are small or overlap little, for a few blocks do not tell the polynomials apart;
+the more the specimen varies from block to block, the less a block counts, and what does not fit (a bubble,
 something that moved) counts less in each round. Frames may bleach: then the dose between the two frames of an overlap
 is fitted as well, one number for the scan.
 
@@ -40,9 +41,10 @@ Floats = NDArray[np.float64]
 DEGREE: Final = 4
 """Total degree of the polynomials: an ordinary vignette, off its centre, and a tilt."""
 BLOCK: Final = 16
-"""Edge of a block, pixels."""
+"""Edge of a block, pixels; less in small frames and narrow overlaps, see `block_edge`."""
 
 _LEAST_OVERLAP: Final = 2  # blocks, in either direction
+_LEAST_EDGE: Final = 3
 _LEAST_SIGNAL: Final = 0.05  # of the median block; of what is darker the logarithm is noise
 _ROUNDS: Final = 30
 _PRIOR: Final = 0.5  # how large a coefficient of log(field) may well be, where nothing is known
@@ -62,6 +64,9 @@ class Estimate:
     ----------
     field : ndarray, float32, shape of the frames
         Relative illumination, mean 1: frames are divided by it.
+    scatter : float
+        Relative error of the field, root mean square, that the scatter among overlaps and frames lets expect. What the
+        polynomials cannot follow is not in it: with good overlaps that is the larger part.
     bleaching : float
         What is left of the light from one frame to the next; 1 if that was not asked for.
     before, after : float
@@ -71,6 +76,7 @@ class Estimate:
     """
 
     field: NDArray[np.float32]
+    scatter: float
     bleaching: float
     before: float
     after: float
@@ -127,15 +133,19 @@ def estimate(
     """
     if min(shape) < 2 * BLOCK:
         raise EstimateError(f"frames of {shape[0]} × {shape[1]} pixels are too small: at least {2 * BLOCK} either way")
-    pairs = _overlapping(np.asarray(corners, np.int64).reshape(-1, 2), shape)
-    blocks, profiles = _look(frames, corners, shape, pairs, dark)
+    places = np.asarray(corners, np.int64).reshape(-1, 2)
+    least_overlap = _LEAST_OVERLAP * block_edge(min(shape), degree)
+    pairs = _overlapping(places, shape, least_overlap)
+    shared = np.asarray(shape) - np.abs([places[first] - places[second] for first, second in pairs]).reshape(-1, 2)
+    edge = _edge_in_overlaps(shared.astype(np.int64), block_edge(min(shape), degree), degree)
+    blocks, profiles = _look(frames, corners, shape, pairs, dark, edge)
     n_frames = len(profiles)
     if n_frames < _FEWEST_FRAMES and not blocks.frames:
         raise EstimateError(
             f"{n_frames} frames without overlaps do not tell how a scan was lit: at least {_FEWEST_FRAMES}, or frames "
-            f"that overlap by {_LEAST_OVERLAP * BLOCK} pixels"
+            f"that overlap by {least_overlap} pixels"
         )
-    rows, cols = (np.arange(size // BLOCK) * BLOCK + (BLOCK - 1) / 2 for size in shape)
+    rows, cols = (np.arange(size // edge) * edge + (edge - 1) / 2 for size in shape)
     grid = np.stack(np.meshgrid(rows, cols, indexing="ij"), -1)
     stack = np.stack(profiles)
     least = _LEAST_SIGNAL * float(np.median(stack))
@@ -160,7 +170,23 @@ def estimate(
     before = after = float("nan")
     if told is not None:
         before, after = _differences(told, coefficients, shape, degree, rate)
-    return Estimate(found.astype(np.float32), float(np.exp(rate)), before, after, n_frames, len(blocks.frames))
+    forms = _basis(grid.reshape(-1, 2), shape, degree)
+    scatter = float(np.sqrt(np.trace(np.linalg.inv(precision) @ np.cov(forms.T))))
+    return Estimate(found.astype(np.float32), scatter, float(np.exp(rate)), before, after, n_frames, len(blocks.frames))
+
+
+def block_edge(across: int, degree: int = DEGREE) -> int:
+    """Edge of the blocks of frames that are so many pixels across.
+
+    There must be clearly more blocks across than a polynomial of the degree has terms: on 4 blocks one of degree 4 is
+    a sum of those below it, and any field fits.
+    """
+    return max(_LEAST_EDGE, min(BLOCK, across // (3 * max(degree, 1))))
+
+
+def _edge_in_overlaps(shared: NDArray[np.int64], edge: int, degree: int) -> int:
+    """Edge of the blocks by which narrow overlaps, too, tell all polynomials: as many blocks as there are, across."""
+    return max(_LEAST_EDGE, min(edge, int(np.median(shared.min(1))) // max(degree, 1))) if len(shared) else edge
 
 
 def overlap_difference(
@@ -168,44 +194,45 @@ def overlap_difference(
 ) -> float:
     """Mean absolute difference of the blocks in all overlaps, after the frames were divided by a field, grey levels."""
     shape = frames[0].shape[0], frames[0].shape[1]
+    edge = block_edge(min(shape))
     gain = 1.0 if field is None else float(field.mean()) / field.astype(np.float64)
     corrected = [frame.astype(np.float64) * gain for frame in frames]
     found = []
-    for first, second in _overlapping(np.asarray(corners, np.int64), shape):
-        cut = _cut(corners[first], corners[second], shape)
-        one, two = (_block_means(corrected[n][part]) for n, part in zip((first, second), cut, strict=True))
+    for first, second in _overlapping(np.asarray(corners, np.int64), shape, _LEAST_OVERLAP * edge):
+        cut = _cut(corners[first], corners[second], shape, edge)
+        one, two = (_block_means(corrected[n][part], edge) for n, part in zip((first, second), cut, strict=True))
         found.append(np.abs(one - two).ravel())
     return float(np.concatenate(found).mean())
 
 
-def _overlapping(corners: NDArray[np.int64], shape: tuple[int, int]) -> list[tuple[int, int]]:
+def _overlapping(corners: NDArray[np.int64], shape: tuple[int, int], least: int) -> list[tuple[int, int]]:
     """Pairs of frames that share enough, the earlier one first; of very many, some from everywhere."""
     found: list[tuple[int, int]] = []
     for first in range(len(corners) - 1):
         shared = np.asarray(shape) - np.abs(corners[first + 1 :] - corners[first])
         # Of one that was taken again at the same place nothing can be learned of the field.
-        useful = (shared.min(1) >= _LEAST_OVERLAP * BLOCK) & (shared < np.asarray(shape) - BLOCK).any(1)
+        useful = (shared.min(1) >= least) & (shared < np.asarray(shape) - least // 2).any(1)
         found += [(first, first + 1 + int(offset)) for offset in np.flatnonzero(useful)]
     step = -(-len(found) // _MOST_OVERLAPS)
     return found[:: max(1, step)]
 
 
 def _cut(
-    first: tuple[int, int], second: tuple[int, int], shape: tuple[int, int]
+    first: tuple[int, int], second: tuple[int, int], shape: tuple[int, int], edge: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """What two frames share, in whole blocks, as parts of either."""
     top, left = max(first[0], second[0]), max(first[1], second[1])
-    height = (min(first[0], second[0]) + shape[0] - top) // BLOCK * BLOCK
-    width = (min(first[1], second[1]) + shape[1] - left) // BLOCK * BLOCK
+    height = (min(first[0], second[0]) + shape[0] - top) // edge * edge
+    width = (min(first[1], second[1]) + shape[1] - left) // edge * edge
     one, two = (
         (slice(top - row, top - row + height), slice(left - col, left - col + width)) for row, col in (first, second)
     )
     return one, two
 
 
-def _block_means(image: NDArray[Any]) -> Floats:
-    height, width = (size // BLOCK for size in image.shape)
-    whole = image[: height * BLOCK, : width * BLOCK].reshape(height, BLOCK, width, BLOCK)
+def _block_means(image: NDArray[Any], edge: int) -> Floats:
+    height, width = (size // edge for size in image.shape)
+    whole = image[: height * edge, : width * edge].reshape(height, edge, width, edge)
     means: Floats = whole.mean((1, 3), dtype=np.float64)
     return means
 
@@ -216,6 +243,7 @@ def _look(
     shape: tuple[int, int],
     pairs: list[tuple[int, int]],
     dark: NDArray[Any] | float,
+    edge: int,
 ) -> tuple[_Blocks, list[Floats]]:
     """Take from each frame what is needed of it."""
     partners: dict[int, list[int]] = {}
@@ -231,12 +259,12 @@ def _look(
         if frame.shape != tuple(shape):
             raise EstimateError(f"frame {number} is {frame.shape}, the others are {tuple(shape)}")
         light = frame.astype(np.float32) - np.asarray(dark, np.float32)
-        profiles.append(_block_means(light))
+        profiles.append(_block_means(light, edge))
         for other in partners.get(number, ()):
             if other not in kept:
                 continue
-            cut = _cut(corners[other], corners[number], shape)
-            _compare(blocks, (other, number), (kept[other], light), cut)
+            cut = _cut(corners[other], corners[number], shape, edge)
+            _compare(blocks, (other, number), (kept[other], light), cut, edge)
         if number in last_use:
             kept[number] = light
         for done in [one for one in kept if last_use[one] <= number]:
@@ -249,10 +277,11 @@ def _compare(
     pair: tuple[int, int],
     frames: tuple[NDArray[np.float32], NDArray[np.float32]],
     cut: tuple[tuple[slice, slice], tuple[slice, slice]],
+    edge: int,
 ) -> None:
-    values = [_block_means(frame[part]) for frame, part in zip(frames, cut, strict=True)]
+    values = [_block_means(frame[part], edge) for frame, part in zip(frames, cut, strict=True)]
     height, width = values[0].shape
-    offsets = np.moveaxis(np.indices((height, width)), 0, -1) * BLOCK + (BLOCK - 1) / 2
+    offsets = np.moveaxis(np.indices((height, width)), 0, -1) * edge + (edge - 1) / 2
     places = [offsets + np.array([part[0].start, part[1].start]) for part in cut]
     middle = np.log(np.maximum(np.mean(values, 0), 1e-6))
     slope_row, slope_col = np.gradient(middle) if min(height, width) > 1 else (np.zeros_like(middle),) * 2

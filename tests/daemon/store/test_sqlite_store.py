@@ -345,7 +345,9 @@ def test_a_newer_store_is_refused(store: SqliteStore) -> None:
     connection.close()
     before = store.path.read_bytes()
     for opening in (SqliteStore.open, SqliteReader):
-        with pytest.raises(StoreTooNewError, match="has schema 999 and this tilecast knows up to 2"):
+        with pytest.raises(
+            StoreTooNewError, match=f"has schema 999 and this tilecast knows up to {migrations.SCHEMA_VERSION}"
+        ):
             opening(folder)
     with pytest.raises(StoreTooNewError):
         SqliteStore.create(folder, NEW_RUN)
@@ -382,19 +384,19 @@ def test_a_step_of_the_schema_is_taken_whole_or_not_at_all(store: SqliteStore, m
             db.execute("ALTER TABLE run ADD COLUMN weather TEXT")
             raise RuntimeError("killed here")
 
-        monkeypatch.setattr(migrations, "_STEPS", (*steps, ("0003 weather", fails)))
+        monkeypatch.setattr(migrations, "_STEPS", (*steps, ("9999 weather", fails)))
         with pytest.raises(RuntimeError, match="killed here"):
             migrations.migrate(connection)
-        assert migrations.schema_version(connection) == 2
+        assert migrations.schema_version(connection) == migrations.SCHEMA_VERSION
         assert "weather" not in sqlite_utils.Database(connection)["run"].columns_dict
 
         def works(db: sqlite_utils.Database) -> None:
             db.execute("ALTER TABLE run ADD COLUMN weather TEXT")
 
-        monkeypatch.setattr(migrations, "_STEPS", (*steps, ("0003 weather", works)))
+        monkeypatch.setattr(migrations, "_STEPS", (*steps, ("9999 weather", works)))
         for _ in range(2):
             migrations.migrate(connection)
-            assert migrations.schema_version(connection) == 3
+            assert migrations.schema_version(connection) == migrations.SCHEMA_VERSION + 1
             assert "weather" in sqlite_utils.Database(connection)["run"].columns_dict
     finally:
         connection.close()
@@ -404,7 +406,9 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> N
     folder = tmp_path / RUN
     old_store(folder, RUN, 1200)
     before = (folder / "tiles.sqlite").stat().st_size
-    with pytest.raises(StoreOutdatedError, match=r"schema 1 of 2.*`tilecast run` brings all runs"):
+    with pytest.raises(
+        StoreOutdatedError, match=rf"schema 1 of {migrations.SCHEMA_VERSION}.*`tilecast run` brings all runs"
+    ):
         SqliteReader(folder)
     assert list(bring_up_to_date(tmp_path)) == [(RUN, None)]
     assert list(bring_up_to_date(tmp_path)) == []
@@ -599,7 +603,11 @@ def test_a_person_can_read_it_with_sqlite_utils(store: SqliteStore) -> None:
         assert [row["detail"] for row in db["events"].rows] == ['{"text": "bleached"}']
         assert [row["report"] for row in db["report"].rows] == ['{"missing": [[3, 4]]}']
         assert [row["rev"] for row in db["commits"].rows] == [1]
-        assert [row["name"] for row in db["_sqlite_migrations"].rows] == ["0001 first", "0002 tile file"]
+        assert [row["name"] for row in db["_sqlite_migrations"].rows] == [
+            "0001 first",
+            "0002 tile file",
+            "0003 clipped",
+        ]
     finally:
         db.close()
 
