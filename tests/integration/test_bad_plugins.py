@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,13 +77,13 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
         "blend.tile_size": "32",
         "store.commit_interval_ms": "0",
         "log.flood_s": "0",
+        "metrics.listen": "127.0.0.1:0",
     }
     daemon = DaemonProcess(tmp_path / "runs", settings=settings, environ={"PYTHONPATH": str(guests)})
     yield daemon.start()
     daemon.kill()
 
 
-@pytest.mark.slow
 def test_they_are_named_and_given_up_and_frames_go_their_way(daemon: DaemonProcess) -> None:
     with (
         Watcher(daemon.endpoints["notify"]) as watch,
@@ -108,6 +109,15 @@ def test_they_are_named_and_given_up_and_frames_go_their_way(daemon: DaemonProce
         assert "SystemExit" in plugins["failed"]["unimportable"]
         assert plugins["disabled"].keys() == {"raises", "hangs", "waits"}
         assert plugins["errors"]["raises"] == 3
+        with urllib.request.urlopen(daemon.endpoints["metrics"] + "/metrics", timeout=PATIENCE_S) as scrape:
+            lines = scrape.read().decode().splitlines()
+        for name, kind, n in (
+            ("raises", "failures_total", 3),
+            ("raises", "disabled", 1),
+            ("unimportable", "left_out", 1),
+        ):
+            (line,) = [line for line in lines if line.startswith(f"tilecast_plugin_{kind}{{") and f'"{name}"' in line]
+            assert float(line.split()[-1]) == n, line
         assert client.health()["ready"]
         assert client.report(run)["report"]["received"] == 5
     assert daemon.stop() == 0
