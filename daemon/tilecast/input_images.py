@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -551,6 +552,19 @@ def _described(pixels: NDArray[Any]) -> str:
     return f"{pixels.shape[0]}×{pixels.shape[1]} {pixels.dtype.str}"
 
 
+# Pillow reports a broken PNG, and ElementTree broken XML, as a SyntaxError; tifffile lets struct.error through where a
+# file ends within its head.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SyntaxError,
+    tifffile.TiffFileError,
+    struct.error,
+)
+
+
 @contextmanager
 def _told_of(path: Path) -> Iterator[None]:
     """Turn what the libraries say of a bad file into a sentence with its name."""
@@ -565,6 +579,5 @@ def _told_of(path: Path) -> Iterator[None]:
                 f"{path} is compressed ({compression}), which needs another package: pip install 'tilecast[codecs]'"
             ) from cause
         raise InputError(f"{path} cannot be read: {cause}") from cause
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError, tifffile.TiffFileError) as cause:
-        # Pillow reports a broken PNG, and ElementTree broken XML, as a SyntaxError.
+    except _UNREADABLE as cause:
         raise InputError(f"{path} cannot be read: {cause}") from cause

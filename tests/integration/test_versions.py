@@ -17,6 +17,7 @@ from integration.stored import assert_same, stored_mosaic
 from integration.talking import PX_UM, SHAPE, RawPublisher, Watcher, centre_um
 from old_store import downgrade
 from recordings import Recording, record
+from tilecast.service import runs
 from tilecast.service.fsck import check_run
 from tilecast.service.rebuild import rebuild_run
 from tilecast.store.migrations import SCHEMA_VERSION
@@ -54,7 +55,9 @@ def make_newer(folder: Path, what: str) -> None:
                 path.write_bytes(data)
         case "frozen":
             path = folder / "frozen.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2, "warp": "thin-plate"}))
+            path.write_text(
+                json.dumps(json.loads(path.read_text()) | {"version": runs.FROZEN_VERSION + 1, "warp": "thin-plate"})
+            )
 
 
 def contents(folder: Path) -> dict[str, str]:
