@@ -64,7 +64,8 @@ def test_every_level_is_the_runs(bench: Bench, colour: Scan, tmp_path: Path, ver
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_ome_zarr_models_accept_it(bench: Bench, colour: Scan, floats: Scan, tmp_path: Path, version: str) -> None:
-    pytest.importorskip("ome_zarr_models", reason="ome-zarr-models is not installed: uv sync --group models")
+    # As with the gateway: older ones fail with the pydantic of today. CI runs this with the group.
+    pytest.importorskip("ome_zarr_models", "1.7", reason="ome-zarr-models 1.7 is not installed: uv sync --group models")
     if version == "0.4":
         from ome_zarr_models.v04 import Image
     else:
