@@ -44,12 +44,12 @@ def test_a_part_of_a_file_is_refused_or_holds_all_pixels(
 
 
 def test_a_tiff_whose_pixels_are_not_written_yet_is_refused(tmp_path: Path) -> None:
-    """Its directory is complete, and reading gives zeros."""
+    """Its directory is complete, and tifffile reads pixels all the same: zeros, or the head of the file."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, None, shape=(40, 56), dtype="u2")
     with tifffile.TiffFile(path, mode="r+") as tiff:
         tiff.pages.first.tags["StripOffsets"].overwrite((0,))
-    assert tifffile.imread(path).max() == 0
+    assert tifffile.imread(path).shape == (40, 56)
     with pytest.raises(InputError, match="pixels are missing"):
         open_image(path)
 
