@@ -77,7 +77,7 @@ _PORTION = 4
 #: What the top level of a plane has at most: 2 × 2 tiles.
 _TOPS = 4
 #: Tiles without a state are dropped first while they take more than this part of the budget.
-_PLAIN_PART = 8
+_PLAIN_PART = 12
 
 
 @dataclass(frozen=True, slots=True)

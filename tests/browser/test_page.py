@@ -480,7 +480,7 @@ def test_a_run_that_is_asked_for_while_another_is_opened(page: Page, station: St
             const done = open.call(mosaic, run);
             mosaic.open = open;
             history.replaceState(null, '', `#run=${again}`);
-            window.dispatchEvent(new HashChangeEvent('hashchange'));
+            window.dispatchEvent(new HashChangeEvent('hashchange', { newURL: location.href }));
             return done;
           };
           location.hash = `#run=${other}`;
@@ -510,6 +510,30 @@ def test_a_run_that_is_asked_for_while_another_is_opened(page: Page, station: St
     page.wait_for_function("() => tilecast.mosaic.viewer._loadQueue.length === 0")
     page.wait_for_function("() => tilecast.mosaic.viewer.world.getItemCount() === 1")
     assert page.evaluate("tilecast.mosaic.viewer.world.getItemAt(0).source === tilecast.mosaic.source")
+
+
+def test_a_link_that_comes_while_the_page_begins_is_the_one_shown(page: Page, station: Station, finished: Scan) -> None:
+    """The run of the first link is late, and so is that of the second: the newest run is not put in their place."""
+    newest = Scan(station, "the newest one", (1, 1))
+    newest.send(0)
+    newest.end()
+    other = Scan(station, "a link that was given up", (1, 1))
+    other.send(0)
+    other.end()
+    late: dict[str, Route] = {}
+    for run in (other.run, finished.run):
+        page.route(f"**/api/v1/runs/{run}", lambda route: late.update({route.request.url.rsplit("/")[-1]: route}))
+    page.goto(f"/#run={other.run}")
+    page.wait_for_function("() => globalThis.tilecast?.state.asked === 1")
+    page.evaluate("run => { location.hash = `#run=${run}`; }", finished.run)
+    page.wait_for_function("() => tilecast.state.asked === 2")
+    with page.expect_response(f"**/api/v1/runs/{other.run}"):
+        late[other.run].continue_()
+    page.evaluate("fetch('/api/v1/runs')")  # no sooner answered than what the page would ask for
+    late[finished.run].continue_()
+    page.wait_for_function("run => tilecast.state.run?.run === run && tilecast.mosaic.drawn.length > 0", arg=finished.run)
+    settle(page)
+    assert page.evaluate("tilecast.state.asked") == 2
 
 
 def test_a_tile_that_cannot_be_read_is_told_and_the_rest_is_shown(page: Page, station: Station) -> None:

@@ -96,14 +96,14 @@ def grid(mosaic: LiveMosaic, rows: int, cols: int) -> None:
 
 def test_the_open_side_of_a_scan_is_what_memory_is_kept_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """No frame has to be read again, in half of the memory in which many must without that knowledge."""
-    mosaic = LiveMosaic(tile_size=16, budget_bytes=260_000)
+    mosaic = LiveMosaic(tile_size=16, budget_bytes=230_000)
     grid(mosaic, 4, 10)
     assert mosaic.pyramid.stats().evictions > 500
     assert mosaic.pyramid.stats().frames_loaded == 0
     mosaic.check()
 
     monkeypatch.setattr(surroundings, "enclosed", lambda _frame, _others, keys, _size: np.zeros(len(keys), np.bool_))
-    without = LiveMosaic(tile_size=16, budget_bytes=500_000)
+    without = LiveMosaic(tile_size=16, budget_bytes=460_000)
     grid(without, 4, 10)
     assert without.pyramid.stats().frames_loaded > 0
 

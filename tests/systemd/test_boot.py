@@ -420,6 +420,7 @@ def pip_install(machine: Machine, file: Path, *options: str) -> None:
     shutil.copy(file, machine.path(f"/etc/{file.name}"))
     without = ("--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check")
     machine.run("/opt/tilecast/bin/pip", "install", *without, *options, f"/etc/{file.name}")
+    machine.path(f"/etc/{file.name}").unlink()
     for package in ("daemon/tilecast", "protocol/tilecast_protocol", "plugins/tilecast_plugins"):
         for source in (ROOT / package).rglob("*.py"):  # as old as they are: what they were compiled into still holds
             installed = machine.path(f"/opt/tilecast/{SITE}/{source.relative_to((ROOT / package).parent)}")

@@ -409,7 +409,8 @@ class QueryServer:
         live = self._operations.live_report(run)
         with self._reading(run) as reader:
             info = reader.info()
-        if live is not None and info.state == "open":
+        # A run that has ended a moment ago has no written report yet.
+        if live is not None and (info.state == "open" or info.report is None):
             return {"report": live, "revision": info.revision, "final": False}
         return {"report": info.report, "revision": info.revision, "final": info.report is not None}
 

@@ -372,7 +372,7 @@ def test_tiles_for_which_there_is_no_room_are_left_to_the_journal(
     full_disk.n_failures = 1
     bench.put(rendering.rendered((5, 5)))
     bench.put(rendering.rendered((9, 9)))  # there is room again, but it rests on what is missing
-    bench.put(Marked(made.run, state="ended", report=(1, {"received": 3})))
+    bench.put(Marked(made.run, state="ended", report=(1, {"received": 3, "state": "ended"})))
     assert bench.settle(made.run) is None
     assert bench.disk.told == [Room.STOP]
     assert (made.run.shed, made.run.stuck) == (True, "the disk is full")
@@ -402,7 +402,7 @@ def test_marks_are_made_with_what_is_kept_back_for_them(bench: Bench, made: Reco
     bench.put(Opened(made.run))
     assert bench.settle(made.run) is None
     full_disk.n_failures = 1
-    bench.put(Marked(made.run, state="ended", report=(1, {"received": 0})))
+    bench.put(Marked(made.run, state="ended", report=(1, {"received": 0, "state": "ended"})))
     assert bench.settle(made.run) is None
     assert (info_of(made).state, info_of(made).revision) == ("ended", 1)
     assert bench.disk.told == [Room.FULL] * 2
@@ -582,7 +582,7 @@ def test_what_happens_to_a_run_is_kept_and_then_announced(bench: Bench, made: Re
         Marked(
             made.run,
             state="ended",
-            report=(2, {"received": 3}),
+            report=(2, {"received": 3, "state": "ended"}),
             notices=[ended, report],
             events=[("shutter", {"open": True})],
             renamed="liver",
@@ -591,7 +591,7 @@ def test_what_happens_to_a_run_is_kept_and_then_announced(bench: Bench, made: Re
     )
     bench.settle(made.run)
     info = info_of(made)
-    assert (info.state, info.revision, info.report, info.name) == ("ended", 2, {"received": 3}, "liver")
+    assert (info.state, info.revision, info.report, info.name) == ("ended", 2, {"received": 3, "state": "ended"}, "liver")
     with SqliteReader(made.folder) as reader:
         assert [event.name for event in reader.events()] == ["rename", "note", "shutter", "ended"]
     assert bench.said == [ended, report]

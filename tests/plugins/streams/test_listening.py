@@ -141,11 +141,11 @@ def test_a_series_of_dectris_by_the_command(tilecast_daemon: Callable[..., Any])
         listener.terminate()
         listener.communicate(timeout=PATIENCE_S)
     with daemon.client() as client:
-        [run] = client.runs()
+        [listed] = client.runs()  # which may say no more than that it is being made
+        run = client.run(listed["run"])
         found = client.report(run["run"])["report"]
-        header = client.run(run["run"])["start"]
     assert (found["received"], found["planned"], found["camera_dropped"], found["reason"]) == (6, 9, 3, "done")
-    assert (run["name"], header["channels"][0]["name"]) == ("scan 7", "threshold_1")
+    assert (run["name"], run["start"]["channels"][0]["name"]) == ("scan 7", "threshold_1")
     daemon.finish()
     assert_shows(daemon, run["run"], SOME)
 

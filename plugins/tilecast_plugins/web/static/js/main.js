@@ -607,9 +607,11 @@ new ResizeObserver(() => {
   overlays();
   stayWhole();
 }).observe($('view'));
-window.addEventListener('hashchange', () => {
-  const wanted = fromHash(location.hash);
-  if (wanted.run) open(wanted.run, wanted);
+window.addEventListener('hashchange', async ({ newURL }) => {
+  const wanted = fromHash(new URL(newURL).hash); // by now the link of the view may be in its place
+  if (!wanted.run) return;
+  await open(wanted.run, wanted);
+  if (!state.run) openNewest();
 });
 
 // For tests and for the curious.
@@ -617,14 +619,12 @@ globalThis.tilecast = { state, tiles, looks, marks, mosaic, status, frames, even
 
 setTheme(THEMES.includes(localStorage.getItem('tilecast.theme')) ? localStorage.getItem('tilecast.theme') : 'dark');
 
-async function begin() {
-  const wanted = fromHash(location.hash);
-  if (wanted.run) {
-    await open(wanted.run, wanted);
-    if (state.run) return;
-  }
+/** Open the newest run, as soon as there is one; unless a link to another comes meanwhile. */
+async function openNewest() {
+  const asked = location.hash;
   try {
     const [newest] = (await runs.load()).filter(({ error }) => !error);
+    if (location.hash !== asked) return;
     if (newest) {
       await open(newest.run);
       return;
@@ -638,5 +638,12 @@ async function begin() {
     $('empty').replaceChildren(h('b', {}, 'The server does not answer'), error.message);
   }
   setTimeout(begin, 2000);
+}
+
+async function begin() {
+  const asked = location.hash;
+  const wanted = fromHash(asked);
+  if (wanted.run) await open(wanted.run, wanted);
+  if (!state.run && location.hash === asked) openNewest();
 }
 begin();
