@@ -531,7 +531,9 @@ def test_a_link_that_comes_while_the_page_begins_is_the_one_shown(page: Page, st
         late[other.run].continue_()
     page.evaluate("fetch('/api/v1/runs')")  # no sooner answered than what the page would ask for
     late[finished.run].continue_()
-    page.wait_for_function("run => tilecast.state.run?.run === run && tilecast.mosaic.drawn.length > 0", arg=finished.run)
+    page.wait_for_function(
+        "run => tilecast.state.run?.run === run && tilecast.mosaic.drawn.length > 0", arg=finished.run
+    )
     settle(page)
     assert page.evaluate("tilecast.state.asked") == 2
 

@@ -591,7 +591,12 @@ def test_what_happens_to_a_run_is_kept_and_then_announced(bench: Bench, made: Re
     )
     bench.settle(made.run)
     info = info_of(made)
-    assert (info.state, info.revision, info.report, info.name) == ("ended", 2, {"received": 3, "state": "ended"}, "liver")
+    assert (info.state, info.revision, info.report, info.name) == (
+        "ended",
+        2,
+        {"received": 3, "state": "ended"},
+        "liver",
+    )
     with SqliteReader(made.folder) as reader:
         assert [event.name for event in reader.events()] == ["rename", "note", "shutter", "ended"]
     assert bench.said == [ended, report]
