@@ -36,7 +36,16 @@ from tilecast.geometry import tiles_in as tiles_in
 from tilecast.geometry import union_of as union_of
 from tilecast.publish.open_readers import OpenReaders
 from tilecast.reduction import blank_tile, clear_quadrant, reduce_into
-from tilecast.service.runs import first_start, image_pixels, load_calibration, open_recording, read_frozen
+from tilecast.service.frame_images import FrameImages
+from tilecast.service.runs import (
+    first_start,
+    image_pixels,
+    images_of,
+    load_calibration,
+    load_images,
+    open_recording,
+    read_frozen,
+)
 from tilecast.store.coverage import coverage_bits as coverage_bits
 from tilecast.store.coverage import coverage_unpack as coverage_unpack
 from tilecast.store.folders import FoundRun as FoundRun
@@ -46,7 +55,10 @@ from tilecast.store.folders import list_runs as list_runs
 from tilecast.store.folders import run_folder as run_folder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import Changes as Changes
+from tilecast.store.tile_store import EdgeRow as EdgeRow
 from tilecast.store.tile_store import PlacementRow as PlacementRow
+from tilecast.store.tile_store import Position as Position
+from tilecast.store.tile_store import Registration as Registration
 from tilecast.store.tile_store import RunFacts as RunFacts
 from tilecast.store.tile_store import RunInfo as RunInfo
 from tilecast.store.tile_store import StoredTile as StoredTile
@@ -97,6 +109,8 @@ class RecordedFrames:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         path = Path(folder)
         self._journal = open_recording(path)
+        self._folder = path
+        self._images: FrameImages | None = None
         try:
             self._start = first_start(self._journal)
             self._calibration = load_calibration(path, self._start.shape, read_frozen(path).calibration)
@@ -131,6 +145,12 @@ class RecordedFrames:
     def calibrated(self, placement: Placement) -> NDArray[Any]:
         """The same as they went into the mosaic."""
         return apply(self.recorded(placement), self._calibration).pixels
+
+    def image(self, placement: Placement) -> NDArray[Any]:
+        """What is blended at a placement: of a frame that plugins work on or split, what they make of it."""
+        if self._images is None:
+            self._images = load_images(self._folder, self._start, read_frozen(self._folder))
+        return images_of(self._journal, placement.index, self._start, self._images).images[placement.view]
 
     def header(self, placement: Placement) -> dict[str, Any]:
         """What the message said that carried a frame (PROTOCOL, `image`)."""

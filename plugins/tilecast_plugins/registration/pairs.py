@@ -212,7 +212,7 @@ class _Strips(NamedTuple):
     @property
     def offset(self) -> NDArray[np.int_]:
         """What is added to a shift between strips to have that between frames."""
-        return np.array(self.corner_a) - np.array(self.corner_b)
+        return np.subtract(self.corner_a, self.corner_b)
 
     def cut(self, a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The strips."""
@@ -283,7 +283,7 @@ def _taper(shape: tuple[int, int]) -> NDArray[np.float32]:
 @lru_cache(maxsize=16)
 def _low_pass(shape: tuple[int, int]) -> NDArray[np.float32]:
     across, along = fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None]
-    return np.exp(-2 * np.pi**2 * _BLUR_PX**2 * (across**2 + along**2)).astype(np.float32)
+    return np.asarray(np.exp(-2 * np.pi**2 * _BLUR_PX**2 * (across**2 + along**2)), np.float32)
 
 
 def _step_of(shape: Sequence[int], shift: Vector) -> int:

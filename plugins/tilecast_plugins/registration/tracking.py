@@ -219,7 +219,7 @@ class Tracker:
 
     def _terms(self, number: int) -> NDArray[np.float64]:
         row, col = self._nominal[number]
-        return self.model.matrix @ np.array([row, col, self._index[number]])
+        return np.asarray(self.model.matrix @ np.array([row, col, self._index[number]]), float)
 
     def _expected(self, first: int, second: int) -> NDArray[np.float64]:
         """The shift between two frames, by the stage and its model."""
