@@ -58,7 +58,8 @@ def bench_frames(size: int, grid: tuple[int, int]) -> bool:
         nominal = 20 + row * step, 20 + (col if row % 2 == 0 else grid[1] - 1 - col) * step
         shift = rng.integers(-8, 9, 2)
         top, left = nominal[0] + int(shift[0]), nominal[1] + int(shift[1])
-        frame = (1000 + scene[top : top + size, left : left + size] + rng.normal(0, 30, (size, size))).astype("<u2")
+        seen = 2000 + scene[top : top + size, left : left + size] + rng.normal(0, 30, (size, size))
+        frame = np.clip(seen, 0, 65535).astype("<u2")
         true.append((top, left))
         began = time.process_time()
         tracker.add(number, nominal, frame)

@@ -23,7 +23,7 @@ from tilecast_plugins.registration import kernels
 from tilecast_plugins.registration.pairs import MIN_OVERLAP_PX, PairOptions
 from tilecast_plugins.registration.solve import Edges, Method, Solution, solve, without
 from tilecast_plugins.registration.tracking import Tracker
-from tilecast_protocol.errors import JournalError, PZFError
+from tilecast_protocol.errors import JournalError, PZFError, TilecastError
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,7 +31,7 @@ _MOST_SEAMS = 200  # that are looked at for the score
 _KEPT_FRAMES = 16
 
 
-class NothingToRegisterError(ValueError):
+class NothingToRegisterError(TilecastError):
     """There are no frames to compare."""
 
 

@@ -21,13 +21,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tilecast.reading import Position
+from tilecast_protocol.errors import TilecastError
 
 ENDINGS = (".csv", ".json")
 _COLUMNS = ("frame", "view", "row", "col", "stage_row", "stage_col")
 _MOST = 1 << 30
 
 
-class LayoutError(ValueError):
+class LayoutError(TilecastError):
     """A file is not a layout."""
 
 

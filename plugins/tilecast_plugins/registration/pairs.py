@@ -44,8 +44,8 @@ MIN_OVERLAP_PX = 4
 Vector = Sequence[float] | NDArray[Any]
 """Rows and columns."""
 
-_MOST_PIXELS = 1 << 18  # of a strip as it is transformed; larger ones are binned
-_MOST_SAMPLES = 1 << 17  # of an overlap as it is refined; of larger ones every so many-th row is taken
+_MOST_PIXELS = 1 << 16  # of a strip as it is transformed; larger ones are binned
+_MOST_SAMPLES = 1 << 17  # of an overlap as it is refined; of larger ones that part is taken which shows most
 _N_PEAKS = 4  # of the phase correlation, and of the correlation
 _APART_PX = 4  # peaks that are nearer to each other are one
 _TAPER_PX = 6
@@ -174,7 +174,8 @@ def measure(a: NDArray[Any], b: NDArray[Any], expected: Vector, options: PairOpt
     factor = strips.factor
     shift = np.array([row, col]) * factor + strips.offset
     if quality >= options.min_quality:
-        shift = _refined(a, b, shift, centre, most, options, factor)
+        part = _telling_part(x, y, row, col, factor)
+        shift = _refined(a, b, shift, centre, most, options, factor, part)
     step = _step_of(a.shape, shift)
     ncc, _ = kernels.correlation(a, b, int(shift[0]), int(shift[1]), step)
     return Match(int(shift[0]), int(shift[1]), float(quality), float(ncc))
@@ -208,6 +209,20 @@ class _Strips(NamedTuple):
             (int(high_b[0] - low_b[0]) // factor, int(high_b[1] - low_b[1]) // factor),
             factor,
         )
+
+    def part(self, begin: float, end: float) -> _Strips:
+        """Of unbinned strips what lies between two fractions of their longer side."""
+        axis = int(self.shape_a[1] > self.shape_a[0])
+        size = min(self.shape_a[axis], self.shape_b[axis])
+        first, last = int(begin * size), int(end * size)
+
+        def cut(corner: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+            if axis:
+                return (corner[0], corner[1] + first), (shape[0], last - first)
+            return (corner[0] + first, corner[1]), (last - first, shape[1])
+
+        (corner_a, shape_a), (corner_b, shape_b) = cut(self.corner_a, self.shape_a), cut(self.corner_b, self.shape_b)
+        return _Strips(corner_a, corner_b, shape_a, shape_b, self.factor)
 
     @property
     def offset(self) -> NDArray[np.int_]:
@@ -286,6 +301,21 @@ def _low_pass(shape: tuple[int, int]) -> NDArray[np.float32]:
     return np.asarray(np.exp(-2 * np.pi**2 * _BLUR_PX**2 * (across**2 + along**2)), np.float32)
 
 
+def _telling_part(
+    x: NDArray[np.float32], y: NDArray[np.float32], row: int, col: int, factor: int
+) -> tuple[float, float]:
+    """Of a large overlap of two strips the part of its longer side, as fractions, in which most of both is seen."""
+    top, left = max(0, row), max(0, col)
+    bottom, right = min(x.shape[0], row + y.shape[0]), min(x.shape[1], col + y.shape[1])
+    n_parts = -(-(bottom - top) * (right - left) * factor**2 // _MOST_SAMPLES)
+    if n_parts < 2:
+        return 0.0, 1.0
+    product = np.abs(x[top:bottom, left:right] * y[top - row : bottom - row, left - col : right - col])
+    parts = np.array_split(product, n_parts, axis=int(product.shape[1] > product.shape[0]))
+    best = int(np.argmax([part.sum() for part in parts]))
+    return best / n_parts, (best + 1) / n_parts
+
+
 def _step_of(shape: Sequence[int], shift: Vector) -> int:
     rows, cols = overlap_of(shape, shift)
     return max(1, int(rows * cols) // _MOST_SAMPLES)
@@ -299,8 +329,12 @@ def _refined(
     most: int,
     options: PairOptions,
     factor: int,
+    part: tuple[float, float],
 ) -> NDArray[np.int_]:
-    """The shift nearby at which the band-passed frames, unbinned, correlate most: uphill, step by step."""
+    """The shift nearby at which the band-passed frames, unbinned, correlate most: uphill, step by step.
+
+    Only a part of the strips is looked at, from one fraction of their longer side to another.
+    """
     margin = factor + 2
     strips = _Strips.between(a.shape, shift, margin)
     if strips is None:
@@ -310,8 +344,8 @@ def _refined(
         shape_b=(strips.shape_b[0] * strips.factor, strips.shape_b[1] * strips.factor),
         factor=1,
     )
+    strips = strips.part(*part)
     x, y = (_filtered(strip, options) for strip in strips.cut(a, b))
-    step = _step_of(a.shape, shift)
     offset = strips.offset
     known: dict[tuple[int, int], float] = {}
 
@@ -319,7 +353,7 @@ def _refined(
         if max(abs(row - centre[0]), abs(col - centre[1])) > most:
             return -2.0
         if (row, col) not in known:
-            known[row, col], _ = kernels.correlation(x, y, row - int(offset[0]), col - int(offset[1]), step)
+            known[row, col], _ = kernels.correlation(x, y, row - int(offset[0]), col - int(offset[1]), 1)
         return known[row, col]
 
     row, col = int(shift[0]), int(shift[1])

@@ -12,14 +12,7 @@ import click
 from tilecast.placing import place_run
 from tilecast.reading import Position, RecordedFrames, Registration, StoreError, open_folder
 from tilecast_plugins.registration import layouts
-from tilecast_plugins.registration.finishing import (
-    Asked,
-    Finished,
-    NothingToRegisterError,
-    Progress,
-    by_the_stage,
-    register,
-)
+from tilecast_plugins.registration.finishing import Asked, Finished, Progress, by_the_stage, register
 from tilecast_plugins.registration.pairs import PairOptions
 from tilecast_plugins.registration.solve import Method
 
@@ -91,10 +84,7 @@ def _numbers(text: str) -> frozenset[int]:
 def find(told: Told, asked: Asked) -> Sequence[str]:
     """Register the run; what to say of it."""
     with open_folder(told.folder) as reader, RecordedFrames(told.folder) as frames:
-        try:
-            finished = register(reader, frames, asked, told.progress)
-        except NothingToRegisterError as error:
-            raise click.ClickException(str(error)) from error
+        finished = register(reader, frames, asked, told.progress)
         _save(told, finished.registration, "registered")
         if told.plot is not None:
             from tilecast_plugins.registration.plots import draw
@@ -134,7 +124,7 @@ def apply_layout(told: Told, path: Path) -> Sequence[str]:
     try:
         given = layouts.from_text(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
     except (layouts.LayoutError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"{path}: {error}") from error
+        raise layouts.LayoutError(f"{path}: {error}") from error
     with open_folder(told.folder) as reader:
         before = reader.registration()
         stage = by_the_stage(reader)
@@ -142,7 +132,7 @@ def apply_layout(told: Told, path: Path) -> Sequence[str]:
     strangers = sorted({frame for frame, view in given if (frame, view) not in known})
     placed = [one for one in stage if one.id in given]
     if not placed:
-        raise click.ClickException(f"{path}: the run has none of the frames in this layout")
+        raise layouts.LayoutError(f"{path}: the run has none of the frames in this layout")
     registration = replace(
         before or Registration(),
         facts={"layout of": path.name, "frames in it": len(placed)},

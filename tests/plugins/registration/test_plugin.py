@@ -15,6 +15,7 @@ from tilecast.reading import open_run
 from tilecast.testing.fixtures import DaemonUnderTest, StartDaemon
 from tilecast_plugins.registration.options import RegistrationOptions
 from tilecast_plugins.registration.plugin import command_for
+from tilecast_protocol.client import Client
 
 OPTIONS = {"plugins.registration.max_shift_pixels": "10"}
 
@@ -69,11 +70,16 @@ def test_an_open_run_is_registered_and_goes_on(tilecast_daemon: StartDaemon) -> 
     height, width = scan.frames.shape[1:]
     told = ["--set", f"store.path={daemon.root}", "--set", f"query={daemon.endpoints['query']}"]
     told += ["--set", "plugins.registration.max_shift_pixels=10"]
-    with daemon.publisher() as publisher:
+    viewer = Client(daemon.endpoints["notify"], daemon.endpoints["query"])
+    with viewer, daemon.publisher() as publisher:
+        viewer.wait_connected(30)
         run = publisher.start("crooked", shape=(height, width), dtype="<u2", px_um=(1.0, 1.0))
         for n in range(8):
             if n == 6:
                 publisher.flush()
+                for _ in viewer.updates(timeout_s=30):
+                    if viewer.run(run)["frames"] == 6:
+                        break
                 done = CliRunner().invoke(cli.main, ["register", run, *told])
                 assert done.exit_code == 0, done.output
             row, col = scan.nominal[n].tolist()
@@ -85,9 +91,9 @@ def test_an_open_run_is_registered_and_goes_on(tilecast_daemon: StartDaemon) -> 
         found = {row.placement.frame: row.placement for row in reader.placements()}
         registration = reader.registration()
     assert registration is not None
-    known = {one.frame for one in registration.registered}
-    assert known
-    assert {one.source for frame, one in found.items() if frame in known} == {"registered"}
+    assert {one.frame for one in registration.registered} == set(range(6))
+    assert {found[n].source for n in range(6)} == {"registered"}
+    assert np.ptp([np.subtract((found[n].row, found[n].col), scan.true[n]) for n in range(6)], axis=0).max() == 0
     assert [found[7].row, found[7].col, found[7].source] == [*scan.nominal[7].tolist(), "stage"]
     done = CliRunner().invoke(cli.main, ["fsck", run, *told])
     assert done.exit_code == 0, done.output

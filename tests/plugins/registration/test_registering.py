@@ -20,6 +20,7 @@ from tilecast.service.fsck import check_run
 from tilecast.service.rebuild import rebuild_run
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_plugins.registration.layouts import LayoutError, from_text
+from tilecast_protocol import pzf
 
 RUNS = ("0f8a2c1e-6f0b-4c53-9f5e-2a1d7c3b4e5f", "1f8a2c1e-6f0b-4c53-9f5e-2a1d7c3b4e5f")
 OPTIONS = ("--max-shift-px", "10")
@@ -194,7 +195,7 @@ def test_frames_are_fixed_and_left_out(tmp_path: Path) -> None:
         kept = reader.registration()
     assert kept is not None
     assert not {1, 7, 8} & {frame for edge in kept.edges for frame in (edge.first, edge.second)}
-    assert "cannot be fixed" in tilecast(tmp_path, "register", "last", "--fix", "77", code=1)
+    assert "cannot be fixed" in tilecast(tmp_path, "register", "last", "--fix", "77", code=2)
     assert "3,17-20" in tilecast(tmp_path, "register", "last", "--leave-out", "x", code=2)
 
 
@@ -247,13 +248,13 @@ def test_the_picture(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     folder = recorded(tmp_path, small_scan(1, 2))
-    assert "was not registered" in tilecast(tmp_path, "register", "last", "--use", "registered", code=1)
+    assert "was not registered" in tilecast(tmp_path, "register", "last", "--use", "registered", code=2)
     assert "--use and --load" in tilecast(tmp_path, "register", "last", "--use", "stage", "--load", "a.csv", code=2)
     assert ".csv or .json" in tilecast(tmp_path, "register", "last", "--save", "layout.txt", code=2)
-    assert "no placed frames" in tilecast(tmp_path, "register", "last", "--channel", "7", code=1)
+    assert "no placed frames" in tilecast(tmp_path, "register", "last", "--channel", "7", code=2)
     stranger = tmp_path / "a.csv"
     stranger.write_text("frame,row,col\n77,0,0\n")
-    assert "none of the frames" in tilecast(tmp_path, "register", "last", "--load", str(stranger), code=1)
+    assert "none of the frames" in tilecast(tmp_path, "register", "last", "--load", str(stranger), code=2)
     assert check_run(folder) == []
 
 
@@ -285,3 +286,29 @@ def test_a_single_frame_is_registered_too(tmp_path: Path) -> None:
     folder = recorded(tmp_path, scan)
     assert "1 groups (1 frames alone)" in tilecast(tmp_path, "register", "last")
     assert places(folder)[0, 0] == (7, 9, "registered")
+
+
+def test_a_frame_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    scan = small_scan(2, 3)
+    folder = recorded(tmp_path, scan)
+    [segment] = (folder / "journal").glob("*.tcj")
+    data = bytearray(segment.read_bytes())
+    payload = bytes(pzf.encode_image(scan.frames[4]))
+    data[data.index(payload) + len(payload) // 2] ^= 0xFF
+    segment.write_bytes(data)
+    said = tilecast(tmp_path, "register", "last", *OPTIONS)
+    assert "frames [4] cannot be read: the recording is damaged" in said
+    there = places(folder)
+    kept = [n for n in range(6) if n != 4]
+    off = np.array([np.subtract(there[n, 0][:2], scan.true[n]) for n in kept])
+    assert np.ptp(off, axis=0).max() == 0
+
+
+def test_float_frames_with_holes_are_registered(tmp_path: Path) -> None:
+    scan = small_scan(2, 3)
+    frames = scan.frames.astype(np.float32)
+    frames[:, 40:44, 3:] = np.nan
+    folder = recorded(tmp_path, Scan(frames, scan.nominal, scan.true), dtype="<f4")
+    assert "7 of 7 shifts used" in tilecast(tmp_path, "register", "last", *OPTIONS)
+    assert scan.errors(corners(folder, 6)).max() == 0
+    assert check_run(folder) == []
