@@ -8,7 +8,6 @@ They live in an environment of their own (ASHLAR needs Java, and much that nobod
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -27,14 +26,12 @@ from tilecast_protocol.publisher import Publisher
 VARIABLE = "ASHLAR"
 PX_UM = 0.65
 SHAPE = (120, 160)
-STEP = (100, 130)  # rows and columns from one frame to the next
+STEP = (96, 128)  # rows and columns from one frame to the next: 20 % of overlap
 GRID = (3, 4)
 
 pytestmark = [
     pytest.mark.slow,  # Java takes its time
-    pytest.mark.skipif(
-        not os.environ.get(VARIABLE), reason=f"no ASHLAR: set {VARIABLE} (see this file)"
-    ),
+    pytest.mark.skipif(not os.environ.get(VARIABLE), reason=f"no ASHLAR: set {VARIABLE} (see this file)"),
 ]
 
 READ = """
@@ -104,12 +101,18 @@ def test_ashlar_stitches_them_and_bio_formats_reads_sizes_and_positions(
         np.testing.assert_array_equal(pixels, tifffile.imread(folder / row["file"]))
 
     # As the README says.
-    layout = f"overlap=0.17|width={GRID[1]}|height={GRID[0]}|layout=raster|direction=horizontal|pixel_size={PX_UM}"
+    layout = f"overlap=0.2|width={GRID[1]}|height={GRID[0]}|layout=raster|direction=horizontal|pixel_size={PX_UM}"
     made = tmp_path / "stitched.ome.tif"
     run(programs / "ashlar", f"fileseries|{folder}|pattern=frame_{{series}}.ome.tif|{layout}", "-q", "-o", made)
     stitched = tifffile.imread(made)
-    inside = np.s_[10 : whole.shape[0] - 10, 10 : whole.shape[1] - 10]
-    assert stitched.shape == pytest.approx(whole.shape, abs=2)
-    assert np.corrcoef(stitched[inside].ravel(), whole[inside].ravel())[0, 1] > 0.99
-    with (folder / "positions.csv").open() as file:
-        assert next(csv.reader(file))[:3] == ["file", "frame", "view"]
+    assert stitched.shape == pytest.approx(whole.shape, abs=3)
+    height, width = (size - 20 for size in whole.shape)
+    right = whole[10 : 10 + height, 10 : 10 + width].ravel()
+    # It sets its origin where the first frame comes to lie: perhaps a pixel or two aside.
+    alike = {
+        (down, across): np.corrcoef(stitched[down : down + height, across : across + width].ravel(), right)[0, 1]
+        for down in range(7, 14)
+        for across in range(7, 14)
+        if down + height <= stitched.shape[0] and across + width <= stitched.shape[1]
+    }
+    assert max(alike.values()) > 0.99, alike
