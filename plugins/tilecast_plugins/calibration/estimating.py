@@ -109,7 +109,7 @@ class Rounds:
             return None
         self._listed_s = now_s
         going_on = [one for one in self._runs.runs() if one.info is not None and one.info.state == "open"]
-        self._seen = {one.run: self._seen.get(one.run, (now_s, -1)) for one in going_on}
+        self._seen = {one.run: self._seen.get(one.run, (now_s, 0)) for one in going_on}
         for one in going_on:
             assert one.info is not None
             when_s, rev = self._seen[one.run]
