@@ -165,8 +165,8 @@ def _stages(by_stage: Mapping[str, Mapping[str, Any]]) -> Text:
         p99_s = None if histogram is None else quantile_s(histogram, 0.99)
         if p99_s is not None:
             parts.append(f"{word} {1e3 * p99_s:.3g}" if p99_s < 0.9995 else f"{word} {1e3 * p99_s:,.0f}")
-    # Of the histograms that Prometheus has, which begin with the daemon: the line above is of the last frames.
-    return Text("p99 ever, in ms: " + ", ".join(parts) if parts else "", style="dim")
+    # From the coarse histograms for Prometheus, of all frames; the line above is exact, of the last ones.
+    return Text("p99 ever, ≈ ms: " + ", ".join(parts) if parts else "", style="dim")
 
 
 def _lost(ingest: Mapping[str, Any]) -> Text:
