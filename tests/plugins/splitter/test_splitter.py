@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from faults.nursery import shared
 from plugins.calibration.test_splitting import picture, spread
 from tilecast.hookspecs import FrameStep, RunStart, StartRefusedError
 from tilecast.reading import open_run
@@ -114,13 +113,7 @@ def test_transforms_of_something_else_are_refused(tmp_path: Path) -> None:
 
 def tilecast(*arguments: object, code: int = 0) -> str:
     """What a command says."""
-    found = subprocess.run(
-        [sys.executable, "-m", "tilecast", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    found = shared().run(*map(str, arguments))
     assert found.returncode == code, found.stdout + found.stderr
     return found.stdout + found.stderr
 
