@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from faults.nursery import shared
 from plugins.export.conftest import Bench
 from terminal import Terminal
 from tilecast_plugins.export import finishing
@@ -108,14 +109,8 @@ def test_names_and_formats_follow_the_file(
     bench.export(grey.run, tmp_path / "made.zarr")
     assert (tmp_path / "made.zarr" / "zarr.json").is_file()
     monkeypatch.chdir(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "tilecast", "export", grey.run, "--set", f"store.path={bench.root}"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = shared().run("export", grey.run, "--set", f"store.path={bench.root}")
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "grey.ome.tif").is_file()
     # Where there is no terminal, one line says it all.
     assert done.stdout.count("\n") == 1

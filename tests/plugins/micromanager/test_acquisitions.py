@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from faults.nursery import ForkedDaemon
 from integration.stored import stored_mosaic
 from integration.talking import Watcher
 from tilecast.process import DaemonProcess
@@ -55,7 +56,7 @@ def station() -> Iterator[Station]:
     with tempfile.TemporaryDirectory(prefix="tilecast-") as folder:
         root = Path(folder) / "runs"
         settings = {"blend.tile_size": str(TILE), "store.commit_interval_ms": "20", "ingest.idle_end_s": "600"}
-        daemon = DaemonProcess(root, settings=settings, log_file=Path(folder) / "log").start()
+        daemon = ForkedDaemon(root, settings=settings, log_file=Path(folder) / "log").start()
         try:
             with Watcher(daemon.endpoints["notify"]) as watch:
                 yield Station(daemon, root, watch)
@@ -339,7 +340,7 @@ def test_a_daemon_that_is_away_holds_up_nothing(
         [run] = attached.runs
         assert run.n_frames == 6
         settings = {"ingest.ack": endpoint, "blend.tile_size": str(TILE)}
-        daemon = DaemonProcess(tmp_path / "late", settings=settings).start()
+        daemon = ForkedDaemon(tmp_path / "late", settings=settings).start()
         try:
             attached.flush(60)
         finally:
@@ -359,7 +360,7 @@ def test_what_does_not_fit_into_memory_is_lost_by_number(
     with attach(scope.core, endpoint, instrument="scope", stream="full", buffer_bytes=2 * 64 * 96 * 2) as attached:
         scope.core.mda.run(useq.MDASequence(grid_plan=grid(), stage_positions=[(0.0, 0.0)]))
         [run] = attached.runs
-        daemon = DaemonProcess(tmp_path / "full", settings={"ingest.ack": endpoint}).start()
+        daemon = ForkedDaemon(tmp_path / "full", settings={"ingest.ack": endpoint}).start()
         try:
             attached.flush(60)
             with Watcher(daemon.endpoints["notify"]):
@@ -389,7 +390,7 @@ def test_nobody_waits_for_a_daemon_that_never_comes(endpoint: str, caplog: pytes
 
 def test_detaching_does_not_wait_for_each_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The daemon dies after the first frame: what waits is given up together, when the time is over."""
-    daemon = DaemonProcess(tmp_path / "dies").start()
+    daemon = ForkedDaemon(tmp_path / "dies").start()
     scope = Scope()
     caplog.set_level(logging.WARNING, "tilecast.micromanager")
     attached = attach(scope.core, daemon.endpoints["ingest.ack"], instrument="scope", stream="dies")
