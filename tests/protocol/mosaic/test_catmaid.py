@@ -1,4 +1,4 @@
-"""CATMAID stacks behind a real web server of the test's own: orientations, mirrors that fail, edges, slices that are gone."""
+"""CATMAID stacks behind a real web server of the test's own: orientations, mirrors, edges, slices that are gone."""
 
 from __future__ import annotations
 
