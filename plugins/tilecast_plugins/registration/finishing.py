@@ -219,9 +219,9 @@ def pixels_of(site: Site, frames: RecordedFrames) -> NDArray[Any]:
     JournalError, PZFError
         If a frame cannot be read.
     """
-    pixels = frames.image(site.placements[0])
+    pixels = frames.calibrated(site.placements[0])
     for one in site.placements[1:]:
-        pixels = np.fmax(pixels, frames.image(one))
+        pixels = np.fmax(pixels, frames.calibrated(one))
     if pixels.dtype.kind == "f":
         finite = np.isfinite(pixels)
         if not finite.all():

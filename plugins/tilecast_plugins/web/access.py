@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilecast.reading import StoreError
-from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, TooLargeError
+from tilecast_plugins.web.gateway import AbsentTileError, BadRequestError, Gateway, NotFoundError, TooLargeError
 from tilecast_plugins.web.rendering import UnknownLookError
 from tilecast_plugins.web.settings import Settings, is_loopback
 from tilecast_plugins.web.sources import NoDaemonError, UnknownRunError
@@ -90,7 +90,10 @@ def refusal(error: Exception) -> Response | None:
         status = next((number for kind, number in _STATUS_OF_ERROR.items() if isinstance(error, kind)), None)
     if status is None:
         return None
-    return problem(status, str(error), {"Retry-After": "1"} if status == 503 else None)
+    headers = {"Retry-After": "1"} if status == 503 else None
+    if isinstance(error, AbsentTileError):  # told apart from an address that is over
+        headers = {"X-Tilecast-Coverage": "none"}
+    return problem(status, str(error), headers)
 
 
 def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
