@@ -217,6 +217,31 @@ def test_every_file_is_there_once_and_whole(steps: list[tuple[str, int, float]],
         assert left == whole.keys() if taken == "leave" else left <= touched
 
 
+@pytest.mark.parametrize("taken", ["leave", "move", "delete"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fuse", range(7))
+def test_the_power_fails_at_each_call_of_a_turn(tmp_path: Path, fuse: int, kept: float, taken: str) -> None:
+    """Of the start, of four frames, of the promise: the same, one by one, as chance above finds only now and then."""
+    bench = Bench(tmp_path, taken=taken, end_after_s=0.0)
+    names = [f"img_0_{number}.npy" for number in range(4)]
+    for number, name in enumerate(names):
+        bench.write(name, number)
+    bench.turn()
+    bench.journal.fuse = fuse
+    if fuse < 6:
+        with pytest.raises(CrashError):
+            bench.turn()
+    else:
+        bench.turn()
+    bench.journal.fuse = -1
+    bench.journal.crash(kept)
+    bench.restart()
+    for _ in range(4):
+        bench.turn()
+    assert bench.journal.files() == names
+    assert sorted(path.name for path in bench.folder.glob("*.npy")) == (names if taken == "leave" else [])
+
+
 def test_a_file_that_grows_slowly_is_taken_when_it_is_whole(bench: Bench) -> None:
     data = encoded(describe(1, SHAPE), ".npy")
     path = bench.folder / "img_0_0.npy"
