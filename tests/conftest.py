@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from faults.nursery import Nursery
+from faults.nursery import Nursery, end_shared, shared
 
 pytest_plugins = ["tilecast.testing.fixtures"]
 
@@ -93,7 +92,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def nursery() -> Nursery:
     """Forks processes; ended after the last test."""
-    with tempfile.TemporaryDirectory(prefix="tilecast-") as folder, Nursery(Path(folder)) as made:
-        yield made
+    return shared()
+
+
+def pytest_unconfigure() -> None:
+    """End the nursery."""
+    end_shared()

@@ -6,11 +6,8 @@ reference.
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from faults.nursery import ForkedDaemon, shared
 from integration.conftest import IMPATIENT
 from integration.talking import PATIENCE_S, PX_UM, Watcher, centre_um, picture
 from reference import mosaic_reference
@@ -92,12 +90,9 @@ class Gateway:
     """
 
     def __init__(self, store: Path, endpoints: Mapping[str, str], log_file: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "tilecast", "web", "--store", str(store), "--listen", "127.0.0.1:0"]
-        command += ["--daemon", endpoints["notify"], endpoints["query"], *arguments]
-        self._log = log_file.open("ab")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, text=True, env=os.environ
-        )
+        shared().learn("tilecast_plugins.web.app")
+        where = ["--store", str(store), "--listen", "127.0.0.1:0", "--daemon", endpoints["notify"], endpoints["query"]]
+        self._process = shared().start("web", *where, *arguments, log_file=log_file)
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -108,7 +103,6 @@ class Gateway:
             raise AssertionError(f"the gateway did not start: {log_file.read_text()[-2000:]}") from None
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.put(line)
         self._lines.put("")
@@ -122,9 +116,7 @@ class Gateway:
         finally:
             self._process.kill()
             self._reader.join()
-            if self._process.stdout is not None:
-                self._process.stdout.close()
-            self._log.close()
+            self._process.stdout.close()
 
 
 @dataclass(frozen=True)
@@ -165,9 +157,7 @@ class Show:
 @contextmanager
 def show(folder: Path, *arguments: str) -> Iterator[Show]:
     """A daemon and its gateway, until the end of the `with`."""
-    daemon = DaemonProcess(
-        folder / "runs", settings=IMPATIENT | {"blend.tile_size": str(TILE)}, log_file=folder / "log"
-    )
+    daemon = ForkedDaemon(folder / "runs", settings=IMPATIENT | {"blend.tile_size": str(TILE)}, log_file=folder / "log")
     daemon.start()
     try:
         gateway = Gateway(folder / "runs", daemon.endpoints, folder / "web.log", *arguments)

@@ -3,6 +3,8 @@
 A `Nursery` is a process that has imported everything and has loaded the compiled kernels, but has no thread, no file
 and no socket; for each daemon it forks. So a daemon is a process of its own as any other, with the code of
 `tilecast run` from its first line on; it only begins half a second later in its life. `kill -9` is meant for it alone.
+The same goes for all other commands. They have the working folder and the environment of whoever asks for them. That
+`python -m tilecast` starts, and how quickly, is tested elsewhere.
 
 Where there is a C compiler the nursery's children also have `disk_shim.c` between themselves and the disk.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import io
 import json
@@ -20,16 +23,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tilecast import cli
 from tilecast.process import DaemonProcess
 
 TESTS = Path(__file__).resolve().parents[1]
 PATIENCE_S = 60.0
+COMMAND = "faults.nursery:command"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +140,22 @@ class Child:
 
 
 class Nursery:
-    """Forks processes that have everything imported; a context manager.
+    """Forks processes that have everything imported.
 
     Parameters
     ----------
     folder : Path
         Of its own.
+
+    Attributes
+    ----------
+    folder : Path
+    has_shim : bool
+        Whether its children can have a disk that fails.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._n = 0
         shim = compiled_shim(folder)
         self.has_shim = shim is not None
@@ -163,11 +175,32 @@ class Nursery:
         """`tilecast run` with these options; not yet ready."""
         options = {"store.path": str(store), "log.format": "json", "log.level": "info"} | dict(settings)
         arguments = ["run", *(f"--set={name}={value}" for name, value in options.items())]
-        return self.call("tilecast.cli:main", arguments, disk=disk)
+        return self.call(COMMAND, arguments, disk=disk)
 
     def call(self, function: str, *arguments: Any, disk: Disk | None = None) -> Child:
         """A process that calls `module:function` with arguments that JSON can hold, and ends."""
         return Child(self, *self.fork(function, *arguments, disk=disk))
+
+    def run(
+        self, *arguments: str, environ: Mapping[str, str] | None = None, timeout_s: float = 2 * PATIENCE_S
+    ) -> subprocess.CompletedProcess[str]:
+        """`tilecast ...` to its end: its exit code, and what it said on standard output and standard error."""
+        return self._run(COMMAND, [list(arguments)], environ, timeout_s)
+
+    def script(self, source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`python -c ...` to its end, with modules that are imported already."""
+        return self._run("faults.nursery:script", [source, list(arguments)], None, 2 * PATIENCE_S)
+
+    def start(self, *arguments: str, log_file: Path | None = None) -> Forked:
+        """`tilecast ...`, whose standard output can be read; what else it says goes to a file, or where ours goes."""
+        path, out = self._listen()
+        pid = self._born(COMMAND, [list(arguments)], str(path), log_file and str(log_file))
+        path.unlink()
+        return Forked(self, pid, stdout=out)
+
+    def learn(self, module: str) -> None:
+        """Import what further children would have to import, each for itself."""
+        self._ask({"learn": module})
 
     def wait(self, pid: int) -> int:
         """The exit code of a child that has ended."""
@@ -181,19 +214,54 @@ class Nursery:
         self._process.wait()
         self._process.stdout.close()
 
-    def fork(self, function: str, *arguments: Any, disk: Disk | None = None) -> tuple[int, int]:
+    def fork(
+        self, function: str, *arguments: Any, disk: Disk | None = None, environ: Mapping[str, str] | None = None
+    ) -> tuple[int, int]:
         """The number of a process that calls `module:function`, and where its standard error can be read."""
         assert disk is None or self.has_shim
-        self._n += 1
-        said = self._folder / f"said-{self._n}"
-        os.mkfifo(said)
-        # Open at both ends before there is a child: its end, however early, is then seen as the end of what it says.
-        listening = os.open(said, os.O_RDONLY | os.O_NONBLOCK)
-        os.set_blocking(listening, True)
-        asked = {"call": function, "arguments": arguments, "said": str(said)}
-        pid = int(self._ask(asked | {"disk": None if disk is None else asdict(disk)}))
-        said.unlink()
+        path, listening = self._listen()
+        pid = self._born(function, list(arguments), os.devnull, str(path), disk=disk, environ=environ)
+        path.unlink()
         return pid, listening
+
+    def _run(
+        self, function: str, arguments: list[Any], environ: Mapping[str, str] | None, timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        out, err = (self._new_path() for _ in range(2))
+        process = Forked(self, self._born(function, arguments, str(out), str(err), environ=environ))
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess([function, *arguments], code, out.read_text(), err.read_text())
+
+    def _new_path(self) -> Path:
+        self._n += 1
+        return self.folder / f"said-{self._n}"
+
+    def _listen(self) -> tuple[Path, int]:
+        """Where a child can be heard, to be opened for writing, and the end where it is heard."""
+        path = self._new_path()
+        os.mkfifo(path)
+        # Open at both ends before there is a child: its end, however early, is then seen as the end of what it says.
+        listening = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(listening, True)
+        return path, listening
+
+    def _born(
+        self,
+        function: str,
+        arguments: list[Any],
+        out: str,
+        err: str | None = None,
+        *,
+        disk: Disk | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> int:
+        """The number of a new process; without `err` it has the nursery's standard error."""
+        surroundings = {"folder": str(Path.cwd()), "environ": dict(os.environ if environ is None else environ)}
+        asked = {"call": function, "arguments": arguments, "out": out, "err": err, **surroundings}
+        return int(self._ask(asked | {"disk": None if disk is None else asdict(disk)}))
 
     def _ask(self, request: dict[str, Any]) -> str:
         assert self._process.stdin is not None
@@ -207,54 +275,55 @@ class Nursery:
         assert answer, "the nursery has died; it says why on standard error"
         return answer
 
-    def __enter__(self) -> Nursery:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@functools.cache
+def shared() -> Nursery:
+    """The nursery of this process; `tests/conftest.py` ends it after the last test."""
+    return Nursery(Path(tempfile.mkdtemp(prefix="tilecast-")))
+
+
+def end_shared() -> None:
+    """End the nursery of this process, if there is one."""
+    if shared.cache_info().currsize:
+        shared().close()
+        shutil.rmtree(shared().folder, ignore_errors=True)
+        shared.cache_clear()
 
 
 class ForkedDaemon(DaemonProcess):
-    """A `DaemonProcess` that a nursery forks, so that it is there at once; for tests that start many.
-
-    Parameters
-    ----------
-    nursery : Nursery
-    store_path : Path
-    settings : mapping of str to str, optional
-    log_file : Path, optional
-    """
-
-    def __init__(
-        self, nursery: Nursery, store_path: Path, *, settings: Mapping[str, str] | None = None, log_file: Path
-    ) -> None:
-        super().__init__(store_path, settings=settings, log_file=log_file)
-        self._nursery = nursery
+    """A `DaemonProcess` that the nursery of this process forks, so that it is there at once."""
 
     def _spawn(self) -> Any:
-        arguments = self._command[self._command.index("run") :]
-        arguments.remove("--until-eof")  # its standard input is empty; it ends with the nursery
-        return _Forked(self._nursery, arguments)
+        return forked_daemon(self._command, self._environ)
 
 
-class _Forked:
-    """As much of `subprocess.Popen` as a `DaemonProcess` asks of its process."""
+def forked_daemon(command: list[str], environ: Mapping[str, str]) -> Forked:
+    """What a `DaemonProcess` would start with this command."""
+    arguments = command[command.index("run") :]
+    arguments.remove("--until-eof")  # its standard input is empty; it ends with the nursery
+    nursery = shared()
+    pid, said = nursery.fork(COMMAND, arguments, environ=environ)
+    return Forked(nursery, pid, stderr=said)
 
-    def __init__(self, nursery: Nursery, arguments: list[str]) -> None:
+
+class Forked:
+    """As much of `subprocess.Popen` as is asked of a process that a nursery has forked."""
+
+    def __init__(self, nursery: Nursery, pid: int, *, stdout: int | None = None, stderr: int | None = None) -> None:
         self._nursery = nursery
-        self.pid, said = nursery.fork("tilecast.cli:main", arguments)
-        self._ended = os.pidfd_open(self.pid)
+        self.pid = pid
+        self._ended = os.pidfd_open(pid)
         self.returncode: int | None = None
         self.stdin = io.StringIO()
-        self.stderr = os.fdopen(said)
+        self.stdout, self.stderr = (io.StringIO() if said is None else os.fdopen(said) for said in (stdout, stderr))
 
     def poll(self) -> int | None:
         return self._wait(0)
 
-    def wait(self, timeout_s: float) -> int:
-        code = self._wait(timeout_s)
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        code = self._wait(timeout)
         if code is None:
-            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -263,6 +332,9 @@ class _Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def _wait(self, timeout_s: float) -> int | None:
         if self.returncode is None and select.select([self._ended], [], [], timeout_s)[0]:
@@ -283,35 +355,49 @@ def compiled_shim(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _as_child(said: int) -> Iterator[None]:
+def _as_child(out: int, err: int) -> Iterator[None]:
     """The process has nothing of its parent's, and never comes back."""
     code = 70
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 0)
-        os.dup2(nothing, 1)
-        os.dup2(said, 2)
-        os.close(said)
+        for said, number in ((out, 1), (err, 2)):
+            os.dup2(said, number)
+            if said != number:
+                os.close(said)
         os.setpgid(0, 0)
         yield
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = 0 if end.code is None else end.code if isinstance(end.code, int) else 1
     except BaseException as error:  # noqa: BLE001  (it must not go on as its parent)
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
     finally:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
 
 
-def _live(request: dict[str, Any], said: int) -> None:
-    with _as_child(said):
+def _live(request: dict[str, Any], out: int, err: int) -> None:
+    with _as_child(out, err):
+        os.chdir(request["folder"])
+        _take_environ(request["environ"])
         module, _, name = request["call"].partition(":")
         function = getattr(importlib.import_module(module), name)
         if request["disk"] is not None:
             _arm(Disk(**request["disk"]))
         function(*request["arguments"])
+
+
+def _take_environ(environ: dict[str, str]) -> None:
+    """Have this environment, and look for modules where it says, too; what stands before the disk stays."""
+    paths = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = paths
+    own = {"PYTHONPATH": os.pathsep.join([*paths, os.environ["PYTHONPATH"]])}
+    own |= {name: os.environ[name] for name in ("LD_PRELOAD",) if name in os.environ}
+    os.environ.clear()
+    os.environ.update(environ | own)
 
 
 def _arm(disk: Disk) -> None:
@@ -321,6 +407,17 @@ def _arm(disk: Disk) -> None:
     shim.shim_arm(disk.folder.encode(), disk.durable.encode(), disk.first, disk.last, disk.errno)
     shim.shim_slow.argtypes = (ctypes.c_long, ctypes.c_long)
     shim.shim_slow(disk.slow_bytes_s, disk.slow_s)
+
+
+def command(arguments: list[str]) -> None:
+    """In a child: `tilecast ...`."""
+    cli.main(arguments, prog_name="tilecast")
+
+
+def script(source: str, arguments: list[str]) -> None:
+    """In a child: `python -c ...`."""
+    sys.argv = ["-c", *arguments]
+    exec(compile(source, "<script>", "exec"), {"__name__": "__main__"})
 
 
 def n_calls() -> int:
@@ -341,16 +438,21 @@ def _serve() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        answer: Any
         if "wait" in request:
             _, status = os.waitpid(request["wait"], 0)
             children.discard(request["wait"])
             answer = os.waitstatus_to_exitcode(status)
+        elif "learn" in request:
+            answer = importlib.import_module(request["learn"]).__name__
         else:
-            said = os.open(request["said"], os.O_WRONLY)
+            out = os.open(request["out"], os.O_WRONLY | os.O_CREAT, 0o600)
+            err = 2 if request["err"] is None else os.open(request["err"], os.O_WRONLY | os.O_CREAT, 0o600)
             answer = os.fork()
             if answer == 0:
-                _live(request, said)
-            os.close(said)
+                _live(request, out, err)
+            for said in {out, err} - {2}:
+                os.close(said)
             children.add(answer)
         print(answer, file=answers, flush=True)
     for pid in children:

@@ -6,6 +6,7 @@ as it may. Nothing of the acknowledged and the pushed frames may be lost, and me
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -39,9 +40,11 @@ BUDGETS = {
 MODES: dict[str, Mode] = {"acknowledged": "ack", "pushed": "push", "published": "pub"}
 
 
-def corner(frame: int) -> tuple[int, int]:
-    row, col = divmod(frame, 6)
-    return 230 * row, 230 * col
+def corner(frame: int, n: int) -> tuple[int, int]:
+    """The upper left pixel of one of so many frames, in a square: of a long strip the reference would have to make
+    whole planes of 65536 × 32768 pixels, most of them empty."""
+    row, col = divmod(frame, math.ceil(math.sqrt(n)))
+    return 190 * row, 190 * col
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_who_can_wait_waits_and_what_is_lost_is_named(
             waited_s[name] = 0.0
             for frame in range(n):
                 began_s = time.monotonic()
-                camera.image(frames[frame % 8], frame=frame, pos_um=centre_um(*corner(frame), SHAPE))
+                camera.image(frames[frame % 8], frame=frame, pos_um=centre_um(*corner(frame, n), SHAPE))
                 took_s = time.monotonic() - began_s
                 waited_s[name] += max(0.0, took_s - 1 / RATE_HZ)  # by so much the next frame comes late
                 time.sleep(max(0.0, 1 / RATE_HZ - took_s))  # a camera has a rate of its own
@@ -137,7 +140,7 @@ def test_who_can_wait_waits_and_what_is_lost_is_named(
         assert check_run(root / run) == []
         missing = numbers_in(reports[name]["missing"])
         came = [frame for frame in range(n) if frame not in missing]
-        assert_holds(root / run, {k: frames[k % 8] for k in came}, {k: corner(k) for k in came})
+        assert_holds(root / run, {k: frames[k % 8] for k in came}, {k: corner(k, n) for k in came})
 
 
 def numbers_in(ranges: list[list[int]]) -> set[int]:

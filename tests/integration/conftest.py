@@ -11,9 +11,12 @@ import pytest
 
 from faults.nursery import ForkedDaemon, Nursery
 from integration.talking import Watcher
+from plugin_daemons import tilecast_daemon as forked_tilecast_daemon
 from tilecast.process import DaemonProcess
 from tilecast_protocol.client import Client
 from tilecast_protocol.publisher import Publisher
+
+__all__ = ["forked_tilecast_daemon"]  # a fixture
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -32,15 +35,16 @@ IMPATIENT = {
 
 
 @pytest.fixture
-def start_daemon(tmp_path: Path, nursery: Nursery) -> Iterator[StartDaemon]:
+def start_daemon(nursery: Nursery, tmp_path: Path) -> Iterator[StartDaemon]:  # noqa: ARG001
     """Start daemons whose stores lie in the test's folder; `start_daemon("name", **{"option": "value"})`.
 
-    They are forked: to import a compiler and its kernels for each would be most of the time of these tests.
+    They are forked: to import a compiler and its kernels for each would be most of the time of these tests. The nursery
+    is asked for so that it is there before the time of a test begins.
     """
     started: list[DaemonProcess] = []
 
     def start(name: str = "runs", **settings: str) -> DaemonProcess:
-        daemon = ForkedDaemon(nursery, tmp_path / name, settings=settings, log_file=tmp_path / f"{name}.log")
+        daemon = ForkedDaemon(tmp_path / name, settings=settings, log_file=tmp_path / f"{name}.log")
         started.append(daemon)
         return daemon.start()
 
@@ -100,7 +104,7 @@ def station() -> Iterator[Station]:
         root = Path(folder) / "runs"
         pub = [f"ipc://{folder}/pub{number}" for number in range(4)]
         settings = IMPATIENT | {"ingest.sub": "[" + ", ".join(f'"{endpoint}"' for endpoint in pub) + "]"}
-        daemon = DaemonProcess(root, settings=settings, log_file=Path(folder) / "log").start()
+        daemon = ForkedDaemon(root, settings=settings, log_file=Path(folder) / "log").start()
         try:
             with (
                 Watcher(daemon.endpoints["notify"]) as watch,

@@ -6,8 +6,6 @@ Nothing is taken from the store that the test knows itself: frames and their pla
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from faults.nursery import shared
 from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
 from integration.talking import picture
 from tilecast.store.sqlite_reader import SqliteReader
@@ -89,13 +88,7 @@ def endpoints() -> Iterator[dict[str, str]]:
 
 def tilecast(*arguments: str, store: Path, code: int = 0) -> str:
     """Run a command as a person would; gives what it says on standard output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tilecast", *arguments, "--set", f"store.path={store}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = shared().run(*arguments, "--set", f"store.path={store}")
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

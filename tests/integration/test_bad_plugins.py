@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from faults.nursery import ForkedDaemon
 from integration.scanning import assert_holds, serpentine
 from integration.talking import PATIENCE_S, PX_UM, SHAPE, Watcher, built_in_plugins, centre_um, picture
 from tilecast.process import DaemonProcess
@@ -79,7 +80,7 @@ def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
         "log.flood_s": "0",
         "metrics.listen": "127.0.0.1:0",
     }
-    daemon = DaemonProcess(tmp_path / "runs", settings=settings, environ={"PYTHONPATH": str(guests)})
+    daemon = ForkedDaemon(tmp_path / "runs", settings=settings, environ={"PYTHONPATH": str(guests)})
     yield daemon.start()
     daemon.kill()
 
@@ -140,7 +141,7 @@ def test_one_that_eats_memory_meets_the_bound_of_its_process_and_is_named(tmp_pa
     install(tmp_path, {"glutton": GLUTTON})
     settings = {"plugins.max_failures": "3", "store.commit_interval_ms": "0", "log.flood_s": "0"}
     sent = {frame: picture(frame) for frame in range(24)}
-    with DaemonProcess(tmp_path / "runs", settings=settings, environ={"PYTHONPATH": str(tmp_path)}) as daemon:
+    with ForkedDaemon(tmp_path / "runs", settings=settings, environ={"PYTHONPATH": str(tmp_path)}) as daemon:
         process = psutil.Process(daemon.pid)
         with (
             Watcher(daemon.endpoints["notify"]) as watch,

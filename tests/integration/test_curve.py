@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import psutil
 import pytest
 import zmq
 
+from faults.nursery import ForkedDaemon, shared
 from integration.talking import PATIENCE_S, PX_UM, SHAPE, picture
 from tilecast.process import DaemonProcess
 from tilecast_protocol.client import Client, TileUpdate
@@ -56,9 +56,9 @@ def fortress() -> Iterator[Fortress]:
         pytest.skip("this machine has no address but loopback")
     with tempfile.TemporaryDirectory(prefix="tilecast-") as temporary:
         folder = Path(temporary)
-        for name in ("daemon", "camera", "viewer", "leaver", "boss", "stranger"):
+        for name in ("daemon", "camera", "viewer", "leaver", "revoked", "boss", "stranger"):
             make_pair(folder, name)
-        for group, names in {"clients": ("camera", "viewer", "leaver"), "operators": ("boss",)}.items():
+        for group, names in {"clients": ("camera", "viewer", "leaver", "revoked"), "operators": ("boss",)}.items():
             (folder / group).mkdir(mode=0o700)
             for name in names:
                 (folder / group / f"{name}.key").write_bytes((folder / f"{name}.key").read_bytes())
@@ -71,8 +71,10 @@ def fortress() -> Iterator[Fortress]:
             "store.commit_interval_ms": "20",
             "log.flood_s": "0",
         }
-        daemon = DaemonProcess(folder / "runs", settings=settings).start()
+        daemon = ForkedDaemon(folder / "runs", settings=settings).start()
         try:
+            (folder / "clients" / "revoked.key").unlink()
+            daemon.wait_logged("key taken away", client="revoked")
             endpoints = {name: daemon.endpoints[name].replace("0.0.0.0", address) for name in SOCKETS}
             yield Fortress(daemon, folder, endpoints)
             assert daemon.stop() == 0, list(daemon.log)[-20:]
@@ -85,15 +87,8 @@ def test_a_daemon_that_others_could_reach_without_a_key_does_not_start(name: str
     """The very command; what is allowed for one socket is allowed for no other."""
     value = '["tcp://192.0.2.1:5555"]' if name == "ingest.sub" else "tcp://0.0.0.0:*"
     other = "query" if name != "query" else "notify"
-    command = [sys.executable, "-m", "tilecast", "run", "--set", f"store.path={tmp_path}", "--set", f"{name}={value}"]
-    done = subprocess.run(
-        [*command, "--set", f"allow_plaintext={other}"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    options = (f"store.path={tmp_path}", f"{name}={value}", f"allow_plaintext={other}")
+    done = shared().run("run", *(f"--set={option}" for option in options))
     assert done.returncode == 2, done.stderr
     assert name in done.stderr
     assert "curve" in done.stderr
@@ -143,14 +138,7 @@ def test_operators_give_orders_from_the_command_line(fortress: Fortress) -> None
             str(fortress.folder / "daemon.key"),
         ]
         where = ["--daemon", fortress.endpoints["query"]]
-        return subprocess.run(
-            [sys.executable, "-m", "tilecast", *arguments, *where, *keys],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return shared().run(*arguments, *where, *keys)
 
     refused = command("viewer", "rename", run, "mine")
     assert refused.returncode == 2
@@ -166,14 +154,20 @@ def test_operators_give_orders_from_the_command_line(fortress: Fortress) -> None
 @pytest.mark.parametrize("name", SOCKETS)
 @pytest.mark.parametrize(
     ("keys", "why"),
-    [("none", "shows no key"), ("unknown", "not in the allow-list"), ("wrong server", "takes us for somebody else")],
+    [
+        ("none", "shows no key"),
+        ("unknown", "not in the allow-list"),
+        ("revoked", "revoked.key was taken away"),
+        ("wrong server", "takes us for somebody else"),
+    ],
 )
 def test_who_has_none_gets_nothing_and_is_logged(fortress: Fortress, name: str, keys: str, why: str) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     peer = context.socket(KIND[name])
     events = peer.get_monitor_socket(zmq.Event.DISCONNECTED)
     peer.linger, peer.immediate = 0, 1
-    own = fortress.keys("stranger" if keys == "unknown" else "camera", "boss" if keys == "wrong server" else "daemon")
+    whose = {"unknown": "stranger", "revoked": "revoked"}.get(keys)
+    own = fortress.keys(whose or "camera", "boss" if keys == "wrong server" else "daemon")
     if keys != "none":
         assert own.server is not None
         peer.curve_publickey, peer.curve_secretkey, peer.curve_serverkey = own.public, own.secret, own.server
@@ -185,9 +179,9 @@ def test_who_has_none_gets_nothing_and_is_logged(fortress: Fortress, name: str, 
         line = fortress.daemon.wait_logged("connection refused", socket=name)
         address = fortress.endpoints[name].split("/")[2].partition(":")[0]
         # Who has no key may be gone before anybody could look where he came from.
-        assert line["address"] in ((address,) if keys == "unknown" else (address, ""))
+        assert line["address"] in ((address,) if whose else (address, ""))
         assert why in line["why"]
-        assert line["key"] == (own.public.decode() if keys == "unknown" else "")
+        assert line["key"] == (own.public.decode() if whose else "")
         assert events.poll(PATIENCE_S * 1000)
         if name == "ingest.pull":
             with pytest.raises(zmq.Again):
@@ -254,7 +248,7 @@ def test_a_plugin_needs_no_key_for_its_own_door_and_strangers_get_in_no_other_wa
         "plugins.watch_folder.end_marker": "done",
         "log.flood_s": "0",
     }
-    with DaemonProcess(tmp_path / "runs", settings=settings) as daemon:
+    with ForkedDaemon(tmp_path / "runs", settings=settings) as daemon:
         run = daemon.wait_logged("run of a folder has ended", n_sent=1)["run"]
         with Client(None, daemon.endpoints["query"]) as client:
             assert client.report(run)["report"]["received"] == 1

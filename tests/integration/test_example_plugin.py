@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faults.nursery import shared
 from integration.talking import PATIENCE_S, built_in_plugins
 from tilecast.reading import open_run
 from tilecast.testing.fixtures import DaemonUnderTest, StartDaemon
@@ -34,21 +35,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(tilecast_daemon: StartDaemon, example: dict[str, str]) -> StartDaemon:
+def start(forked_tilecast_daemon: StartDaemon, example: dict[str, str]) -> StartDaemon:
     """Start a daemon in whose environment the example is installed."""
-    return lambda **options: tilecast_daemon(environ=example, **options)
+    return lambda **options: forked_tilecast_daemon(environ=example, **options)
 
 
 def tilecast(example: dict[str, str], *arguments: object, code: int = 0) -> str:
     """What a command says."""
-    found = subprocess.run(
-        [sys.executable, "-m", "tilecast", *map(str, arguments)],
-        env={**os.environ, **example},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    found = shared().run(*map(str, arguments), environ={**os.environ, **example})
     assert found.returncode == code, found.stdout + found.stderr
     return found.stdout + found.stderr
 
@@ -118,9 +112,9 @@ def test_one_that_fails_harms_its_own_runs_alone_and_their_frames_are_kept(start
     daemon.kill()
 
 
-def test_a_source_feeds_the_acknowledged_path(start: StartDaemon) -> None:
-    """Also where no socket is open to anybody."""
-    daemon = start(**{"plugins.example.n_frames": "4", "ingest.ack": "", "ingest.pull": ""})
+def test_a_source_feeds_the_acknowledged_path(tilecast_daemon: StartDaemon, example: dict[str, str]) -> None:
+    """Also where no socket is open to anybody; and with the very fixture that authors of plugins use."""
+    daemon = tilecast_daemon(example, **{"plugins.example.n_frames": "4", "ingest.ack": "", "ingest.pull": ""})
     daemon.wait_logged("example has sent all", timeout_s=PATIENCE_S)
     with daemon.client() as client:
         assert client.stats()["plugins"]["sources"][0]["state"] == "running"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from faults.nursery import shared
 from integration.conftest import StartDaemon
 from integration.scanning import assert_holds, info, tilecast
 from integration.talking import RawPublisher, Watcher, centre_um, new_uuid, picture
@@ -313,7 +313,6 @@ def test_the_command_has_the_daemon_seal_a_run_that_it_holds(start_daemon: Start
 
 def fails(*arguments: str, store: Path) -> str:
     """Run a command that must fail; gives what it says on standard error."""
-    command = [sys.executable, "-m", "tilecast", *arguments, "--set", f"store.path={store}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = shared().run(*arguments, "--set", f"store.path={store}")
     assert done.returncode == 2, done.stdout + done.stderr
     return done.stderr

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from faults.nursery import ForkedDaemon
 from integration.conftest import IMPATIENT, StartDaemon
 from integration.scanning import assert_holds, exactly, numbers, pictures, stored_corners, tilecast
 from integration.talking import SHAPE, Watcher, new_uuid
@@ -126,7 +127,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def daemon(root: Path) -> Iterator[DaemonProcess]:
     """A daemon that takes frames of a moving stage."""
     settings = IMPATIENT | {"join.allow_moving": "true", "join.max_gap_ms": "100"}
-    process = DaemonProcess(root / "runs", settings=settings, log_file=root / "log").start()
+    process = ForkedDaemon(root / "runs", settings=settings, log_file=root / "log").start()
     try:
         yield process
         assert process.stop() == 0

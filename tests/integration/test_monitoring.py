@@ -24,6 +24,7 @@ import pytest
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
+from faults.nursery import ForkedDaemon
 from integration.conftest import IMPATIENT, StartDaemon
 from integration.scanning import Pixels, assert_holds, endpoints, pictures, serpentine
 from integration.talking import PX_UM, SHAPE, Watcher, centre_um
@@ -239,7 +240,7 @@ def test_who_asks_while_it_catches_up_is_told_and_it_does(start_daemon: StartDae
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        daemon = DaemonProcess(tmp_path / "runs", settings={"metrics.listen": listen})
+        daemon = ForkedDaemon(tmp_path / "runs", settings={"metrics.listen": listen})
         with pytest.raises(Exception, match=r"metrics\.listen = .* cannot be bound"):
             daemon.start()
 
@@ -260,7 +261,7 @@ def test_other_machines_are_let_in_only_if_that_is_said() -> None:
 def told(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names of all metrics that a real daemon tells, with the endings of their samples."""
     folder = tmp_path_factory.mktemp("told")
-    with DaemonProcess(folder / "runs", settings=MONITORED) as daemon:
+    with ForkedDaemon(folder / "runs", settings=MONITORED) as daemon:
         _, text = get(daemon, "/metrics")
     names = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from faults.nursery import shared
 from integration.conftest import IMPATIENT, StartDaemon, Station
 from integration.scanning import Pixels, assert_holds, pictures, serpentine
 from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
@@ -28,14 +27,7 @@ from tilecast_protocol.publisher import Publisher
 def tilecast(daemon: DaemonProcess, store: Path, *arguments: str, code: int = 0) -> str:
     """Run a command as a person would, beside a daemon; what it says on both outputs."""
     options = ["--set", f"store.path={store}", "--set", f"query={daemon.endpoints['query']}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tilecast", *arguments, *options],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = shared().run(*arguments, *options)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

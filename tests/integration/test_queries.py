@@ -21,6 +21,7 @@ import pytest
 import zmq
 from numpy.typing import NDArray
 
+from faults.nursery import ForkedDaemon
 from integration.conftest import Station
 from integration.scanning import Corners, Pixels, assert_holds
 from integration.stored import assert_same, journalled_frames, stored_mosaic
@@ -665,7 +666,7 @@ def shelf(station: Station, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     config_file = root.parent / "tilecast.toml"
     config_file.write_text("[blend]\ntile_size = 32\n")
     settings = {"query": "tcp://0.0.0.0:*", "allow_plaintext": '["query"]'}
-    daemon = DaemonProcess(root, settings=settings, arguments=["--config", str(config_file)])
+    daemon = ForkedDaemon(root, settings=settings, arguments=["--config", str(config_file)])
     with daemon, Client(None, daemon.endpoints["query"].replace("0.0.0.0", "127.0.0.1")) as client:
         yield Shelf(daemon, client, root, config_file, runs, sent)
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import zmq
 
+from faults.nursery import ForkedDaemon
 from integration.talking import PATIENCE_S, PX_UM, Watcher, picture
 from tilecast.process import DaemonProcess
 from tilecast_protocol.client import Client
@@ -31,7 +32,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DaemonPr
         "blend.tile_size": "32",
         "log.flood_s": "0",
     }
-    daemon = DaemonProcess(folder / "runs", settings=settings).start()
+    daemon = ForkedDaemon(folder / "runs", settings=settings).start()
     try:
         with (
             Watcher(daemon.endpoints["notify"]) as watch,
@@ -140,7 +141,7 @@ def test_a_request_beyond_all_measure_ends_the_connection(
 def test_answers_that_nobody_reads_have_a_limit_for_each_viewer_and_for_all(tmp_path: Path) -> None:
     """Above it a viewer is told `busy`, until it has read; others are answered as ever."""
     settings = {"viewers.unread_bytes": "4MiB", "viewers.unread_bytes_of_all": "10MiB", "log.flood_s": "0"}
-    with DaemonProcess(tmp_path / "runs", settings=settings) as daemon:
+    with ForkedDaemon(tmp_path / "runs", settings=settings) as daemon:
         endpoint = daemon.endpoints["query"]
         with (
             Watcher(daemon.endpoints["notify"]) as watch,

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
+from faults.nursery import ForkedDaemon, shared
 from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
 from scripted_peers import ScriptedDaemon
 from tilecast import cli
@@ -44,8 +45,7 @@ class Sent(NamedTuple):
 
 def send(endpoint: str, *arguments: str | Path, code: int = 0) -> str:
     """What the command says, as a person would see it."""
-    command = [sys.executable, "-m", "tilecast", "send", *map(str, arguments), "--to", endpoint]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = shared().run("send", *map(str, arguments), "--to", endpoint)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -89,7 +89,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def daemon(store: Path) -> Iterator[DaemonProcess]:
     """One for all these tests; it ends in good order."""
-    with DaemonProcess(store, log_file=store / "daemon.log") as process:
+    with ForkedDaemon(store, log_file=store / "daemon.log") as process:
         yield process
         assert process.stop() == 0
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from faults.nursery import shared
 from integration.conftest import StartDaemon
 from integration.stored import assert_same, journalled_frames, reference_mosaic, stored_mosaic
 from tilecast.process import DaemonProcess
@@ -43,8 +42,7 @@ def scan(daemon: DaemonProcess, scope: Microscope = SCOPE, *, joined: bool = Fal
 
 def tilecast(*arguments: str, store: Path, code: int = 0) -> str:
     """Run a command as a person would."""
-    command = [sys.executable, "-m", "tilecast", *arguments, "--set", f"store.path={store}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = shared().run(*arguments, "--set", f"store.path={store}")
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

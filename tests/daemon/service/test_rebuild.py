@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from faults.nursery import shared
 from ingest_harness import T0
 from integration.stored import assert_same, reference_mosaic, stored_mosaic
 from recordings import CORNERS, MS, Recording, record
@@ -272,7 +271,7 @@ def test_a_rebuild_that_is_killed_leaves_everything_as_it_was(tmp_path: Path) ->
     made = record(tmp_path)
     rebuild_run(made.folder)
     before, epoch = stored_mosaic(made.folder), info_of(made.folder).epoch
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(made.folder)], check=False, timeout=60)
+    done = shared().script(_KILLED, str(made.folder))
     assert done.returncode == -signal.SIGKILL
     assert (made.folder / REBUILD_NAME).exists()
     info = info_of(made.folder)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from faults.nursery import shared
 from integration.stored import assert_same, reference_mosaic, stored_mosaic
 from recordings import SHAPE, Recording, record
 from tilecast import calibration as cal
@@ -150,7 +149,7 @@ rebuild.rebuild_run(folder, refreeze=wanted, progress=when_blending)
 def test_killed_at_any_moment_one_of_the_two_holds(tmp_path: Path, flat: Path, where: str) -> None:
     made = record(tmp_path / "runs", dark=DARK)
     rebuild_run(made.folder)
-    done = subprocess.run([sys.executable, "-c", _KILLED, where, made.folder, flat], check=False, timeout=100)
+    done = shared().script(_KILLED, where, str(made.folder), str(flat))
     assert done.returncode == -signal.SIGKILL
     is_new = where in ("after the swap", "settled")
     pixels = corrected(made, flat=np.load(flat / "flat.npy")) if is_new else corrected(made, dark=DARK)
@@ -170,7 +169,7 @@ def test_killed_at_any_moment_one_of_the_two_holds(tmp_path: Path, flat: Path, w
 def test_a_copy_of_what_a_kill_left_reads_the_same(tmp_path: Path, flat: Path) -> None:
     made = record(tmp_path / "runs", dark=DARK)
     rebuild_run(made.folder)
-    subprocess.run([sys.executable, "-c", _KILLED, "after the swap", made.folder, flat], check=False, timeout=100)
+    shared().script(_KILLED, "after the swap", str(made.folder), str(flat))
     assert (made.folder / runs.PENDING_NAME).exists()
     pending = json.loads((made.folder / runs.PENDING_NAME).read_text())
     assert runs.read_frozen(made.folder).calibration == pending["calibration"]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from faults.nursery import ForkedDaemon
 from integration.conftest import IMPATIENT
 from integration.talking import Watcher
 from tilecast import cli
-from tilecast.process import DaemonProcess
 from viewer_scans import TILE, Scan, Show
 
 CHANNELS = [
@@ -44,7 +44,7 @@ def bench() -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="tilecast-") as name:
         folder = Path(name)
         settings = IMPATIENT | {"blend.tile_size": str(TILE)}
-        daemon = DaemonProcess(folder / "runs", settings=settings, log_file=folder / "log").start()
+        daemon = ForkedDaemon(folder / "runs", settings=settings, log_file=folder / "log").start()
         try:
             with Watcher(daemon.endpoints["notify"]) as watch:
                 yield Bench(Show(daemon, None, watch), folder / "runs")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +16,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from faults.nursery import shared
 from folder_writers import encoded, write_renamed
 from tilecast.reading import list_runs
 from tilecast.testing.fixtures import DaemonUnderTest, StartDaemon
@@ -216,7 +215,7 @@ def test_a_folder_that_comes_late_vanishes_and_returns(tilecast_daemon: StartDae
 
 
 def test_a_burst_comes_in_order(tilecast_daemon: StartDaemon, images: Path) -> None:
-    n = 1500
+    n = 2000
     for number in reversed(range(n)):
         (images / f"b_{number // 50}_{number % 50}.npy").write_bytes(encoded(SCAN.frame(number), ".npy"))
     (images / "done").touch()
@@ -244,9 +243,8 @@ def test_what_cannot_be_used_is_named(tilecast_daemon: StartDaemon, images: Path
     (images / "b.tif").write_bytes(encoded(SCAN.frame(1)[:32], ".tif"))
     daemon.wait_logged("file cannot be used", timeout_s=PATIENCE_S, file="b.tif")
     said = told_once(daemon, n_rejected=3)
-    command = [sys.executable, "-m", "tilecast", "plugins", "--set", f"query={daemon.endpoints['query']}"]
-    shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60)
-    assert "n_rejected: 3" in shown.stdout
+    shown = shared().run("plugins", "--set", f"query={daemon.endpoints['query']}")
+    assert (shown.returncode, "n_rejected: 3" in shown.stdout) == (0, True), shown
     daemon.finish()
     assert (said["n_taken"], said["n_rejected"]) == (1, 3)
     reasons = {

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from faults.nursery import Forked, ForkedDaemon, shared
 from integration.stored import stored_mosaic
 from integration.talking import PATIENCE_S, PX_UM, Watcher, centre_um, picture
 from reference.mosaic_reference import Mosaic
@@ -34,7 +33,7 @@ class WebProcess:
     """A `tilecast web` that runs: its address without the slash at the end, and its process."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: Forked
 
     def stop(self) -> int:
         """Have it end, as a service manager would; its exit status."""
@@ -43,20 +42,13 @@ class WebProcess:
 
 
 @contextmanager
-def running_web(*options: str, environ: Mapping[str, str] | None = None) -> Iterator[WebProcess]:
+def running_web(*options: str) -> Iterator[WebProcess]:
     """`tilecast web` on a free port."""
-    command = [sys.executable, "-m", "tilecast", "web", "--listen", "127.0.0.1:0", *options]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        env=None if environ is None else {**environ},
-    )
+    shared().learn("tilecast_plugins.web.app")
+    process = shared().start("web", "--listen", "127.0.0.1:0", *options)
     reaper = threading.Timer(PATIENCE_S, process.kill)
     reaper.start()
     try:
-        assert process.stdout is not None
         line = process.stdout.readline()
         reaper.cancel()
         assert line, f"it ended with {process.wait()} before it was ready"
@@ -65,8 +57,7 @@ def running_web(*options: str, environ: Mapping[str, str] | None = None) -> Iter
         reaper.cancel()
         process.kill()
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        process.stdout.close()
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ def web_station() -> Iterator[WebStation]:
     with tempfile.TemporaryDirectory(prefix="tilecast-") as folder:
         root = Path(folder) / "runs"
         settings = {"blend.tile_size": str(TILE), "store.commit_interval_ms": "20", "ingest.idle_end_s": "600"}
-        daemon = DaemonProcess(root, settings=settings, log_file=Path(folder) / "log").start()
+        daemon = ForkedDaemon(root, settings=settings, log_file=Path(folder) / "log").start()
         try:
             notify, query = daemon.endpoints["notify"], daemon.endpoints["query"]
             with (

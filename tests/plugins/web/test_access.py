@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +13,10 @@ import httpx
 import pytest
 
 from damaged_store import change_bits
+from faults.nursery import ForkedDaemon, shared
 from integration.talking import PATIENCE_S
 from plugins.web.conftest import TILE, WebProcess, WebStation, running_web
 from tilecast.geometry import TileKey
-from tilecast.process import DaemonProcess
 from tilecast_plugins.web.command import command
 from tilecast_plugins.web.settings import Settings, SettingsError, is_loopback
 
@@ -75,8 +73,7 @@ class TestToken:
         assert is_loopback(Settings(store_path=tmp_path).host)
 
     def test_the_command_refuses_to_start_without(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "tilecast", "web", "--listen", "0.0.0.0:0", "--store", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = shared().run("web", "--listen", "0.0.0.0:0", "--store", str(tmp_path))
         assert done.returncode != 0
         assert "can be reached from other machines: give a token" in done.stderr
         assert "Traceback" not in done.stderr
@@ -167,7 +164,7 @@ class TestRefusals:
         with ExitStack() as stack:
             options = ["--store", str(tmp_path / "runs")]
             if remote:
-                daemon = stack.enter_context(DaemonProcess(tmp_path / "runs", log_file=tmp_path / "log"))
+                daemon = stack.enter_context(ForkedDaemon(tmp_path / "runs", log_file=tmp_path / "log"))
                 options = ["--remote", "--daemon", daemon.endpoints["notify"], daemon.endpoints["query"]]
             there = stack.enter_context(running_web(*options)).url
             client = stack.enter_context(httpx.Client(timeout=PATIENCE_S))
