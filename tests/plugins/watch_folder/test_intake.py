@@ -54,6 +54,7 @@ class Journal:
         unpromised = [key for key in self.frames if key not in self.promised]
         for key in unpromised[int(kept * len(unpromised)) :]:
             del self.frames[key]
+        self.promised |= self.frames.keys()  # the next daemon syncs what it finds in a journal when it opens it
         self._refused.clear()
 
     def _burn(self) -> None:
