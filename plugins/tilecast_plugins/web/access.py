@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilecast.reading import StoreError
-from tilecast_plugins.web.gateway import AbsentTileError, BadRequestError, Gateway, NotFoundError, TooLargeError
+from tilecast_plugins.web.gateway import AbsentTileError, BadRequestError, NotFoundError, TooLargeError
 from tilecast_plugins.web.rendering import UnknownLookError
 from tilecast_plugins.web.settings import Settings, is_loopback
 from tilecast_plugins.web.sources import NoDaemonError, UnknownRunError
@@ -63,14 +63,9 @@ _STATUS_OF_CODE: Final = {
 }
 
 
-def guard(app: FastAPI, gateway: Gateway) -> None:
+def guard(app: FastAPI, settings: Settings) -> None:
     """Put an application behind the rules above."""
-    settings = gateway.settings
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unforeseen)
-    for kind in (*_STATUS_OF_ERROR, QueryError):
-        app.add_exception_handler(kind, _tell)
+    explain(app)
     app.add_middleware(_Access, settings=settings)
     if settings.cors:
         app.add_middleware(
@@ -80,6 +75,15 @@ def guard(app: FastAPI, gateway: Gateway) -> None:
             allow_headers=["Authorization", "If-None-Match", "Last-Event-ID"],
             expose_headers=["ETag", "X-Tilecast-Dtype", "X-Tilecast-Shape", "X-Tilecast-Rev", "X-Tilecast-Coverage"],
         )
+
+
+def explain(app: FastAPI) -> None:
+    """Have an application tell in one sentence what goes wrong in it."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+    for kind in (*_STATUS_OF_ERROR, QueryError):
+        app.add_exception_handler(kind, _tell)
 
 
 def refusal(error: Exception) -> Response | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -359,6 +360,13 @@ def test_what_is_followed_is_never_out_of_date(
         compare(mosaic, run.sent)
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)  # asks again: there is nothing to wait on at the other end of HTTP
+
+
 def intersects(change: Change, frame: Rect) -> bool:
     return not change.bounds.intersect(frame).empty
 
@@ -387,6 +395,25 @@ def test_without_following_a_refresh_brings_it_up_to_date(
         np.testing.assert_array_equal(mosaic.read(), before)
         mosaic.refresh()
         compare(mosaic, run.sent)
+
+
+def test_an_epoch_that_is_over_makes_no_hole(web_station: WebStation, growing: Callable[[str], Growing]) -> None:
+    """Addresses of tiles hold the epoch; that it is over is not taken for a tile that is absent."""
+    run = growing("moved")
+    run.send(0, 0)
+    web_station.watch.placed(run.run, 1)
+    with opened("web", web_station, run.run) as mosaic:
+        bounds, epoch = mosaic.bounds, mosaic.facts.epoch
+        run.send(170, 260)  # the canvas moves
+        told = web_station.watch.until(
+            lambda one: getattr(one, "run", None) == run.run and getattr(one, "epoch", epoch) > epoch, "another epoch"
+        )
+        eventually(lambda: httpx.get(f"{web_station.web.url}/api/v1/runs/{run.run}").json()["epoch"] == told.epoch)
+        values, covered = run.sent.part(bounds, 0)
+        found = mosaic.read(bounds, coverage=True)
+        np.testing.assert_array_equal(found.coverage, covered)
+        np.testing.assert_array_equal(found.pixels, values)
+        assert mosaic.source.facts().epoch == told.epoch
 
 
 @pytest.mark.parametrize("kind", ["folder", "query", "web"])
