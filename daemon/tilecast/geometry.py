@@ -24,6 +24,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tilecast_protocol.rects import Rect as Rect
+from tilecast_protocol.rects import rect_at_level as rect_at_level
+
 #: A pixel coordinate of a frame's corner lies within ±MAX_PIXEL (PROTOCOL, "Positions").
 MAX_PIXEL = 2**30
 
@@ -71,62 +74,6 @@ class TileKey(NamedTuple):
         """The pixels of its own level that it holds."""
         row, col = self.row * tile_size, self.col * tile_size
         return Rect(row, col, row + tile_size, col + tile_size)
-
-
-class Rect(NamedTuple):
-    """Half-open rectangle of pixels: rows [row0, row1), columns [col0, col1)."""
-
-    row0: int
-    col0: int
-    row1: int
-    col1: int
-
-    @property
-    def height(self) -> int:
-        """Number of rows; negative sizes count as 0."""
-        return max(0, self.row1 - self.row0)
-
-    @property
-    def width(self) -> int:
-        """Number of columns; negative sizes count as 0."""
-        return max(0, self.col1 - self.col0)
-
-    @property
-    def empty(self) -> bool:
-        """Whether it holds no pixel."""
-        return self.row1 <= self.row0 or self.col1 <= self.col0
-
-    def union(self, other: Rect) -> Rect:
-        """The smallest rectangle that holds both; an empty one adds nothing."""
-        if self.empty:
-            return other
-        if other.empty:
-            return self
-        return Rect(
-            min(self.row0, other.row0),
-            min(self.col0, other.col0),
-            max(self.row1, other.row1),
-            max(self.col1, other.col1),
-        )
-
-    def intersect(self, other: Rect) -> Rect:
-        """What both hold; `empty` where they do not meet (edges that only touch do not)."""
-        return Rect(
-            max(self.row0, other.row0),
-            max(self.col0, other.col0),
-            min(self.row1, other.row1),
-            min(self.col1, other.col1),
-        )
-
-    def contains(self, other: Rect) -> bool:
-        """Whether `other` lies wholly inside; an empty rectangle lies inside any."""
-        return other.empty or (
-            self.row0 <= other.row0 and self.col0 <= other.col0 and other.row1 <= self.row1 and other.col1 <= self.col1
-        )
-
-    def shifted(self, rows: int, cols: int) -> Rect:
-        """The same rectangle moved down by `rows` and right by `cols`."""
-        return Rect(self.row0 + rows, self.col0 + cols, self.row1 + rows, self.col1 + cols)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +171,6 @@ def place_centre(pos_um: Sequence[float], affine: Affine, shape: Sequence[int]) 
             "check its unit and the affine"
         )
     return math.floor(top), math.floor(left)
-
-
-def rect_at_level(rect: Rect, level: int) -> Rect:
-    """The pixels of a level that a rectangle of level 0 reaches: floor of its start, ceiling of its end."""
-    if rect.empty:
-        return Rect(0, 0, 0, 0)
-    return Rect(rect.row0 >> level, rect.col0 >> level, -(-rect.row1 >> level), -(-rect.col1 >> level))
 
 
 def tile_span(rect: Rect, level: int, tile_size: int) -> Rect:

@@ -336,7 +336,11 @@ def tilecast_run_starting(run: RunStart, options: PluginOptions) -> FrameStep | 
 
 @hookspec
 def tilecast_make_images(  # type: ignore[empty-body]
-    step: FrameStep, shape: tuple[int, int], dtype: str, channel: int | None
+    step: FrameStep,
+    shape: tuple[int, int],
+    dtype: str,
+    channel: int | None,
+    applied: Mapping[str, NDArray[Any]],
 ) -> MakeImages:
     """Make the function that every frame of a run passes through, from what was frozen in the run.
 
@@ -355,6 +359,9 @@ def tilecast_make_images(  # type: ignore[empty-body]
         `|u1`, `<u2` or `<f4`; images have the same.
     channel : int or None
         Of the frames that will pass through it, if the step is `by_channel`; else None: of any.
+    applied : mapping
+        The images `dark` and `flat`, float32, of which frames have been corrected before: those that the run's `start`
+        names, or a rebuild (`tilecast rebuild --flat`). Frozen as the step is.
     """
 
 

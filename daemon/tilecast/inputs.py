@@ -72,6 +72,7 @@ __all__ = [
     "natural_key",
     "number_in",
     "open_image",
+    "open_images",
     "open_pyme",
     "open_scan",
     "parse_table",

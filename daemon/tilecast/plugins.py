@@ -37,6 +37,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -299,7 +300,14 @@ class Plugins:
         return steps
 
     def make_images(
-        self, plugin: str, step: FrameStep, *, shape: tuple[int, int], dtype: str, channel: int | None = None
+        self,
+        plugin: str,
+        step: FrameStep,
+        *,
+        shape: tuple[int, int],
+        dtype: str,
+        channel: int | None = None,
+        applied: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     ) -> MakeImages:
         """The function of a plugin that every frame of a run passes through; see `images`.
 
@@ -319,7 +327,7 @@ class Plugins:
                 f"{why or 'it is not installed, or another version of it'}"
             )
         try:
-            arguments = {"step": step, "shape": shape, "dtype": dtype, "channel": channel}
+            arguments = {"step": step, "shape": shape, "dtype": dtype, "channel": channel, "applied": applied}
             make = self._ask(plugin, where, partial(_made, call), arguments)
         except Exception as exc:
             self._raised(plugin, where, exc)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ class DaemonProcess:
         return self._end(signal.SIGKILL, 10.0)
 
     def wait_logged(self, event: str, timeout_s: float = 30.0, **fields: Any) -> dict[str, Any]:
-        """Wait for a line of the log with this event and these fields.
+        """Wait for a line of the log with this event and these fields; a compiled pattern is looked for in the field.
 
         Raises
         ------
@@ -140,7 +141,7 @@ class DaemonProcess:
 
         def find() -> dict[str, Any] | None:
             for line in self.log:
-                if line.get("event") == event and all(line.get(key) == value for key, value in fields.items()):
+                if line.get("event") == event and all(_fits(line.get(key), value) for key, value in fields.items()):
                     return line
             return None
 
@@ -212,3 +213,7 @@ class DaemonProcess:
             self.stop()
         else:
             self.kill()
+
+
+def _fits(said: object, wanted: object) -> bool:
+    return wanted.search(str(said)) is not None if isinstance(wanted, re.Pattern) else said == wanted

@@ -484,6 +484,7 @@ class Pyramid:
             levels = level_count(self._union, self._size)
             if levels > self._next_levels:
                 self._next_levels = levels
+                self._above.clear()
                 for address in self._dirty:
                     self._mark_above(address)
 
@@ -780,7 +781,10 @@ class Pyramid:
         plane, key = address
         while key.level + 1 < self._next_levels:
             key = key.parent()
-            self._above.add((plane, key))
+            above = plane, key
+            if above in self._above:
+                return  # and so are all above it
+            self._above.add(above)
 
     def _keep(self, tile: _Tile) -> None:
         """Hold a tile in memory; it is counted when next changed, and cannot be evicted before it is `_use`d."""

@@ -22,7 +22,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tilecast.calibration import apply
 from tilecast.errors import StoreError as StoreError
 from tilecast.geometry import Canvas as Canvas
 from tilecast.geometry import Placement as Placement
@@ -34,9 +33,11 @@ from tilecast.geometry import rect_at_level as rect_at_level
 from tilecast.geometry import tile_span as tile_span
 from tilecast.geometry import tiles_in as tiles_in
 from tilecast.geometry import union_of as union_of
+from tilecast.hookspecs import FrameStep, View
 from tilecast.publish.open_readers import OpenReaders
 from tilecast.reduction import blank_tile, clear_quadrant, reduce_into
-from tilecast.service.runs import first_start, image_pixels, load_calibration, open_recording, read_frozen
+from tilecast.service.frame_images import whole_of
+from tilecast.service.runs import first_start, image_pixels, images_of, load_images, open_recording, read_frozen
 from tilecast.store.coverage import coverage_bits as coverage_bits
 from tilecast.store.coverage import coverage_unpack as coverage_unpack
 from tilecast.store.folders import FoundRun as FoundRun
@@ -99,7 +100,7 @@ class RecordedFrames:
         self._journal = open_recording(path)
         try:
             self._start = first_start(self._journal)
-            self._calibration = load_calibration(path, self._start.shape, read_frozen(path).calibration)
+            self._images = load_images(path, self._start, read_frozen(path))
         except BaseException:
             self._journal.close()
             raise
@@ -117,20 +118,42 @@ class RecordedFrames:
     @property
     def dark(self) -> NDArray[np.float32] | None:
         """The dark image that is frozen in the run, if there is one."""
-        return self._calibration.dark
+        return self._images.calibration.dark
 
     @property
     def is_calibrated(self) -> bool:
         """Whether the mosaic's frames differ from the recorded ones."""
-        return not self._calibration.is_identity
+        return not self._images.is_identity
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What each frame is split into; empty if it is not."""
+        return self._images.views
+
+    def step(self, plugin: str) -> FrameStep | None:
+        """What a plugin does with each frame, as it is frozen in the run."""
+        return next((step.told for step in self._images.steps if step.frozen.plugin == plugin), None)
 
     def recorded(self, placement: Placement) -> NDArray[Any]:
         """A placed frame's pixels, shape (rows, columns), as its camera sent them."""
         return image_pixels(self._journal, placement.index, self._start)
 
     def calibrated(self, placement: Placement) -> NDArray[Any]:
-        """The same as they went into the mosaic."""
-        return apply(self.recorded(placement), self._calibration).pixels
+        """The same as they went into the mosaic: calibrated and passed through plugins; of a split frame, this view.
+
+        Raises
+        ------
+        TilecastError
+            If a plugin that takes part is not there, or fails.
+        """
+        return images_of(self._journal, placement.index, self._start, self._images).images[placement.view]
+
+    def whole(self, placement: Placement) -> Placement:
+        """Where the whole frame lies of which this is a view; its channel is that of the camera's image."""
+        if not self.views:
+            return placement
+        channel = int((self.header(placement).get("tcz") or (0, 0, 0))[1])
+        return whole_of(placement, self.views, self._start.shape, channel)
 
     def header(self, placement: Placement) -> dict[str, Any]:
         """What the message said that carried a frame (PROTOCOL, `image`)."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level, reduce_tiles
 from tilecast_plugins.run import Blob, Run
-from tilecast_protocol import pzf
+from tilecast_protocol.mosaic.source import decoded
 
 Mask = NDArray[np.bool_]
 
@@ -259,12 +259,7 @@ class Pixels:
 def decode(run: Run, blob: Blob, tile_size: int | None = None) -> Tile:
     """A stored tile as arrays, its edge the run's if not given; PZFError if its bytes are not a tile of this run."""
     size = tile_size or run.tile_size
-    pixels = pzf.decode_image(blob.pzf, shape=(size, size), dtype=run.dtype.str)
-    coverage = None
-    if blob.bits is not None:
-        flat = np.unpackbits(np.frombuffer(blob.bits, np.uint8), count=size * size)
-        coverage = flat.reshape(size, size).view(np.bool_)
-    return _frozen(Tile(pixels, coverage, blob.rev))
+    return Tile(*decoded(blob.pzf, blob.bits, (size, size), run.dtype.str), blob.rev)
 
 
 def count(values: NDArray[Any], n_bins: int, level: int = 0) -> Histogram:

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tilecast.reading import RunFacts, RunInfo
+from tilecast_protocol.mosaic.facts import affine_of
 
 #: Colours of channels that have none of their own: the one of a single channel, and those of several.
 _GREY, _COLORS = "FFFFFF", ("00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF", "FFFFFF")
@@ -86,12 +87,7 @@ class Run(RunFacts):
     @property
     def affine(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Carries (col, row) in level-0 pixel edges to stage (x, y) in µm; pixel (0, 0) lies at stage (0, 0)."""
-        given = self.start.get("affine")
-        if given is None:
-            x_um, y_um = self.pixel_size_um
-            return (x_um, 0.0), (0.0, y_um)
-        (a, b), (c, d) = given
-        return (float(a), float(b)), (float(c), float(d))
+        return affine_of(self.start)
 
     def stage_um(self, row: float, col: float) -> tuple[float, float]:
         """The stage position (x, y) in µm of a point in level-0 pixel edges."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         parse_from_daemon,
         same_start,
     )
+    from .mosaic import Change, MissingPlaneError, Mosaic
     from .publisher import Publisher, RejectedError
     from .queries import COMMANDS, Reply, make_error, make_query, make_reply, parse_query, parse_reply
     from .ranges import RangeSet
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMANDS",
     "Ack",
+    "Change",
     "Client",
     "CurveKeys",
     "DaemonHeartbeat",
@@ -65,6 +67,8 @@ __all__ = [
     "JournalError",
     "Limits",
     "MalformedError",
+    "MissingPlaneError",
+    "Mosaic",
     "PZFError",
     "Publisher",
     "QueryError",
@@ -105,6 +109,7 @@ _MODULE_OF = {
         "journal": "Journal RecordKind",
         "messages": "Ack DaemonHeartbeat End Event Heartbeat Hello Image Limits Rejection RunNotice RunRev RunState "
         "Stage Start Tiles Welcome encode new_boot new_run parse parse_from_daemon same_start",
+        "mosaic": "Change MissingPlaneError Mosaic",
         "publisher": "Publisher RejectedError",
         "queries": "COMMANDS Reply make_error make_query make_reply parse_query parse_reply",
         "ranges": "RangeSet",

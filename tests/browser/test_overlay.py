@@ -139,3 +139,33 @@ def test_a_frame_without_a_position_is_shown_where_it_should_lie(page: Page, sta
     drawn(page, "bad", row + FRAME, col + FRAME, reach=6)
     assert "no-position" in page.evaluate("tilecast.frames.holes[0].label")
     assert re.search(r"No place\s+1 \(no-position: 1\)", page.locator("#report").inner_text())
+
+
+def test_frames_are_counted_alike_wherever_their_number_stands(page: Page, station: Station) -> None:
+    scan = Scan(station, "counted", (2, 3), n_expected=9)
+    scan.send(0)
+    scan.flush()
+    show(page, scan)
+    # At every change of either: what the layers say, and what the facts of the run say.
+    page.evaluate(
+        """() => {
+          const facts = () => [...document.querySelectorAll('#report dt')].find((one) => one.textContent === 'Frames');
+          globalThis.counts = [];
+          const look = () => counts.push([
+            document.querySelector('label:has(#layer-frames) small').textContent,
+            facts()?.nextElementSibling.textContent,
+          ]);
+          const observer = new MutationObserver(look);
+          for (const id of ['layers', 'report']) {
+            observer.observe(document.getElementById(id), { subtree: true, childList: true, characterData: true });
+          }
+        }"""
+    )
+    for frame in range(1, 6):
+        scan.send(frame)
+        page.wait_for_function("(n) => tilecast.frames.placed.size > n", arg=frame)
+    page.wait_for_function("() => counts.at(-1)?.[0] === '6'")
+    scan.end()
+    counts = page.evaluate("counts")
+    assert counts[-1] == ["6", "6 of 9"]
+    assert all(of_run == f"{of_layers} of 9" for of_layers, of_run in counts), counts

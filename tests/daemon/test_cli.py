@@ -192,7 +192,7 @@ class TestConfig:
         assert "my.toml" in shown
         assert re.search(r"7 +s +--set", rows["ingest.idle_end_s"])
         assert re.search(r'"os" +TILECAST_JOURNAL_DURABILITY', rows["journal.durability"])
-        assert re.search(r'"256MiB" +bytes +default', rows["blend.budget_bytes"])
+        assert re.search(r'"320MiB" +bytes +default', rows["blend.budget_bytes"])
 
     def test_set_stands_before_or_after_the_command_and_the_last_wins(self) -> None:
         result = tilecast("--set", "blend.mode=max", "config", "--set", "blend.mode=min", "--toml")

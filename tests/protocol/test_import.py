@@ -42,10 +42,11 @@ def modules_after(statement: str) -> set[str]:
         "import tilecast_protocol",
         "from tilecast_protocol.publisher import Publisher",
         "from tilecast_protocol.client import Client",
+        "from tilecast_protocol import Mosaic",
         "import tilecast_protocol.pzf",
         EVERYTHING,
     ],
-    ids=["package", "publisher", "client", "pzf", "everything"],
+    ids=["package", "publisher", "client", "mosaic", "pzf", "everything"],
 )
 def test_importing_pulls_in_nothing_heavy(statement: str) -> None:
     assert modules_after(statement) <= ALLOWED
@@ -53,6 +54,14 @@ def test_importing_pulls_in_nothing_heavy(statement: str) -> None:
 
 def test_the_package_alone_loads_nothing_but_itself() -> None:
     assert modules_after("import tilecast_protocol") == {"tilecast_protocol"}
+
+
+def test_a_source_brings_along_only_what_it_needs() -> None:
+    """Those who read a daemon or a folder do not wait for what speaks HTTP and reads pictures."""
+    assert modules_after("import tilecast_protocol.mosaic.query") <= ALLOWED
+    assert modules_after("import tilecast_protocol.mosaic.web") <= ALLOWED | {"urllib3"}
+    assert modules_after("import tilecast_protocol.mosaic.catmaid") <= ALLOWED | {"urllib3"}
+    assert not modules_after("import tilecast.mosaic_folder") & {"numba", "pydantic", "click", "rich", "structlog"}
 
 
 def test_the_check_would_notice_the_compiler() -> None:

@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
+from built_wheel import wheel
 from integration.scanning import Pixels, assert_holds, pictures
 from systemd.machine import PATIENCE_S, PYTHON, ROOT, SITE, JournalReader, Machine, compile_ahead, why_not
 from tilecast.service.fsck import check_run
@@ -399,20 +400,6 @@ def test_a_life_of_the_service(machine: Machine, tmp_path: Path) -> None:
 
 
 # ---- a bare machine --------------------------------------------------------------------------------------------------
-
-
-def wheel(folder: Path, version: str) -> Path:
-    """A wheel of this checkout, as if it were of that version."""
-    source = folder / f"source-{version}"
-    for name in ("daemon", "protocol", "plugins", "systemd"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "LICENSE"):
-        shutil.copy2(ROOT / name, source / name)
-    project = re.sub(r'^version = ".*"$', f'version = "{version}"', (ROOT / "pyproject.toml").read_text(), flags=re.M)
-    (source / "pyproject.toml").write_text(project)
-    command = ["uv", "build", "--quiet", "--wheel", "--out-dir", str(folder), str(source)]
-    subprocess.run(command, check=True, timeout=PATIENCE_S)
-    return folder / f"tilecast-{version}-py3-none-any.whl"
 
 
 def pip_install(machine: Machine, file: Path, *options: str) -> None:

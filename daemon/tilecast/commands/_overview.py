@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +24,11 @@ _STATE_STYLE: Final = {"ready": "green", "catching-up": "yellow", "starting": "y
 _ROOM_STYLE: Final = {"ok": "", "warn": "yellow", "stop": "bold red", "full": "bold red"}
 _MAX_PROBLEMS: Final = 4
 _WIDE: Final = 100
+_RUN_COLUMNS: Final = ("run", "name", "state", "frames", "missing", "rate", "left")
+_NAME, _STATE, _FRAMES = 1, 2, 3
+_LEAST_NAME: Final = 10
+_GAP: Final = 2
+_QUEUE_FILLS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +164,9 @@ def _stages(by_stage: Mapping[str, Mapping[str, Any]]) -> Text:
         histogram = by_stage.get(stage)
         p99_s = None if histogram is None else quantile_s(histogram, 0.99)
         if p99_s is not None:
-            parts.append(f"{word} {1e3 * p99_s:.3g}")
-    return Text("p99 in ms: " + ", ".join(parts) if parts else "", style="dim")
+            parts.append(f"{word} {1e3 * p99_s:.3g}" if p99_s < 0.9995 else f"{word} {1e3 * p99_s:,.0f}")
+    # From the coarse histograms for Prometheus, of all frames; the line above is exact, of the last ones.
+    return Text("p99 ever, ≈ ms: " + ", ".join(parts) if parts else "", style="dim")
 
 
 def _lost(ingest: Mapping[str, Any]) -> Text:
@@ -200,10 +206,12 @@ def _queues(queues: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     table.add_column(no_wrap=True, overflow="ellipsis")
     for number, (name, queue) in enumerate(queues.items()):
         share = queue["high_water_bytes"] / queue["max_bytes"] if queue["max_bytes"] else 0.0
+        full = queue["nbytes"] / queue["max_bytes"] if queue["max_bytes"] else 0.0
+        colour = "cyan" if full < _QUEUE_FILLS else "yellow"
         table.add_row(
             "Queues" if not number else "",
             f"to {name}",
-            ProgressBar(total=max(1, queue["max_bytes"]), completed=queue["nbytes"], width=16),
+            _bar(queue["nbytes"], max(1, queue["max_bytes"]), 16, colour),
             f"{format_bytes(queue['nbytes'])} of {format_bytes(queue['max_bytes'])}, {queue['depth']} items, "
             f"at most {share:.0%}",
         )
@@ -214,17 +222,10 @@ def _runs(overview: Overview, room: int, width: int) -> RenderableType:
     progress = overview.stats["runs"]
     if not progress:
         return _line("No run is loaded.", "dim")
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("run", no_wrap=True)
     with_bars = width >= _WIDE
-    table.add_column("name", no_wrap=True, overflow="ellipsis", max_width=width - (86 if with_bars else 70))
-    table.add_column("state", no_wrap=True)
-    table.add_column("frames", no_wrap=True, justify="right")
-    if with_bars:
-        table.add_column("", no_wrap=True)
-    table.add_column("missing", no_wrap=True, justify="right")
-    table.add_column("rate", no_wrap=True, justify="right")
-    table.add_column("left", no_wrap=True, justify="right")
+    bar_width = width // 8
+    bars: list[RenderableType] = []
+    rows: list[list[Text]] = []
     # Those that go on first; of those the ones that began last.
     order = sorted(progress.items(), key=lambda item: (item[1]["state"] == "open", item[0]), reverse=True)
     shown = order if len(order) <= room else order[: max(1, room - 1)]
@@ -233,20 +234,41 @@ def _runs(overview: Overview, room: int, width: int) -> RenderableType:
         planned, placed = values["planned"], values["placed"]
         going = values["state"] == "open"
         left = span((planned - placed) / per_s) if planned and going and per_s > 0 and planned > placed else ""
-        bar = ProgressBar(total=planned, completed=min(placed, planned), width=12) if planned else ""
-        table.add_row(
-            run[:8],
-            Text(values["name"]),
-            Text(values["state"], style="green" if going else ""),
-            f"{placed:,}" + (f" of {planned:,}" if planned else ""),
-            *([bar] if with_bars else []),
-            Text(f"{values['missing']:,}", style="bold yellow" if values["missing"] else ""),
-            f"{per_s:.1f}/s" if going else "",
-            left,
+        bars.append(_bar(min(placed, planned), planned, bar_width, "green") if planned else "")
+        rows.append(
+            [
+                Text(run[:8]),
+                Text(values["name"]),
+                Text(values["state"], style="green" if going else ""),
+                Text(f"{placed:,}" + (f" of {planned:,}" if planned else "")),
+                Text(f"{values['missing']:,}", style="bold yellow" if values["missing"] else ""),
+                Text(f"{per_s:.1f}/s" if going else ""),
+                Text(left),
+            ]
         )
+    others = sum(_widths(rows)) - _widths(rows)[_NAME] + _GAP * len(_RUN_COLUMNS)
+    others += bar_width + _GAP if with_bars else 0
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for column, head in enumerate(_RUN_COLUMNS):
+        most = max(_LEAST_NAME, width - others) if column == _NAME else None
+        justify: JustifyMethod = "right" if column > _STATE else "left"
+        table.add_column(head, no_wrap=True, overflow="ellipsis", max_width=most, justify=justify)
+        if column == _FRAMES and with_bars:
+            table.add_column("", no_wrap=True)
+    for row, bar in zip(rows, bars, strict=True):
+        table.add_row(*row[: _FRAMES + 1], *([bar] if with_bars else []), *row[_FRAMES + 1 :])
     if len(shown) < len(order):
         return Group(table, _line(f"… and {len(order) - len(shown)} more", "dim"))
     return table
+
+
+def _widths(rows: list[list[Text]]) -> list[int]:
+    """How wide each column of texts is."""
+    return [max(len(head), *(row[column].cell_len for row in rows)) for column, head in enumerate(_RUN_COLUMNS)]
+
+
+def _bar(done: int, total: int, width: int, colour: str) -> ProgressBar:
+    return ProgressBar(total=total, completed=done, width=width, complete_style=colour, finished_style=colour)
 
 
 def _line(text: str, style: str = "", *, wrap: bool = False) -> Text:

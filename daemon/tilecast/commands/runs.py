@@ -134,7 +134,7 @@ def command(
         _show(chosen)
     of_all = "" if len(chosen) == len(everything) else f" of {len(everything)}"
     total = format_bytes(sum(run.nbytes for run in chosen))
-    click.echo(f"{len(chosen)}{of_all} runs, {total}, in {path}")
+    click.echo(f"{len(chosen)}{of_all} {'run' if len(everything) == 1 else 'runs'}, {total}, in {path}")
 
 
 def _state(found: FoundRun) -> str:

@@ -1,6 +1,7 @@
 """The store thread: encodes rendered tiles, commits them, and only then has viewers told.
 
-It owns the one write connection of every loaded run. What it is given comes in the order in which the blender made it;
+It owns the one write connection of every loaded run. While one batch is committed, threads that help it encode the next
+and put its bytes on the disk. What it is given comes in the order in which the blender made it;
 a commit waits until the journal records of its frames are durable, because a tile must never show a frame whose record
 is gone. It never calls back into blending: that a batch is in the store is told through `on_committed`, which only
 leaves a note.
@@ -20,8 +21,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -229,7 +231,8 @@ class Committer:
         self._stopping = threading.Event()
         self.stats = CommitterStats()
         self._encoders = ThreadPoolExecutor(_ENCODERS, "tilecast-encode")
-        self._encoding: Encoding | None = None
+        self._writer = ThreadPoolExecutor(1, "tilecast-write")
+        self._in_hand: deque[Encoding] = deque()
         self.latency = Histogram()
         self.n_turns = 0
         self._thread = threading.Thread(target=self._run, name="tilecast-store", daemon=True)
@@ -265,35 +268,52 @@ class Committer:
 
     def _run(self) -> None:
         try:
-            while not self._queue.drained or self._encoding is not None:
+            while not self._queue.drained or self._in_hand:
                 self.n_turns += 1
-                item = self._queue.get(timeout_s=1.0 if self._encoding is None else 0.0)
+                item = self._queue.get(timeout_s=0.0 if self._in_hand else 1.0)
                 if isinstance(item, Rendered):
-                    encoding = Encoding(item, self._encoders)
-                    self._finish()  # while the next is encoded
-                    self._encoding = encoding
-                else:
+                    self._in_hand.append(Encoding(item, self._encoders))
+                    if len(self._in_hand) > 1:
+                        for encoding in self._in_hand:
+                            encoding.write_in(self._writer, self._append)
+                        self._finish()  # while the next is encoded and written
+                    continue
+                while self._in_hand:
                     self._finish()
-                    if item is not None:
-                        self._do(item, partial(self._other, item))
+                if item is not None:
+                    self._do(item, partial(self._other, item))
         except Exception as error:  # noqa: BLE001 - the end of a thread: named, and handed to whoever can act
             self._on_failure("store", error)
         finally:
             self._queue.close()
             self._encoders.shutdown()
+            self._writer.shutdown()
             for run in list(self._open):
                 self._close(run)
-            left: list[StoreItem] = [] if self._encoding is None else [self._encoding.item]
+            left: list[StoreItem] = [encoding.item for encoding in self._in_hand]
             while (item := self._queue.get(timeout_s=0)) is not None:
                 left.append(item)
             for item in left:
                 refuse(item, StoreError("the daemon has stopped writing"))
 
     def _finish(self) -> None:
-        """Commit what is being encoded, if anything is."""
-        encoding, self._encoding = self._encoding, None
-        if encoding is not None:
-            self._do(encoding.item, partial(self._commit, encoding))
+        """Commit the oldest of those that are in hand."""
+        encoding = self._in_hand.popleft()
+        self._do(encoding.item, partial(self._commit, encoding))
+
+    def _append(self, encoding: Encoding) -> int:
+        """Put the bytes of a batch on the disk; where they lie."""
+        run = encoding.item.run
+        if run.stuck:
+            raise StoreError(run.stuck)  # it rests on one that is missing
+        if self._disk.room() >= Room.STOP:
+            raise StoreFullError(self._disk.sentence)
+        rows = encoding.rows()
+        try:
+            return self._open[run.run].store.append(rows)
+        except StoreFullError:
+            self._disk.ran_out(Room.STOP)
+            raise
 
     def _other(self, item: Opened | Marked | Closed) -> None:
         match item:
@@ -362,8 +382,7 @@ class Committer:
         item = encoding.item
         if item.run.stuck:
             return  # this batch rests on one that is missing
-        if self._disk.room() >= Room.STOP:
-            raise StoreFullError(self._disk.sentence)
+        offset = encoding.offset(self._append)
         opened = self._open[item.run.run]
         rows = encoding.rows()
         encoded = time.monotonic()
@@ -379,7 +398,7 @@ class Committer:
         size = item.run.frozen.tile_size
         commit = as_commit(item.batch, rows, opened.canvas, opened.extent, size, item.t_recv_ns, clipped=item.clipped)
         try:
-            result = self._patiently(item.run, lambda: opened.store.commit(commit))
+            result = self._patiently(item.run, lambda: opened.store.commit(commit, offset))
         except StoreFullError:
             self._disk.ran_out(Room.STOP)
             raise
@@ -602,7 +621,7 @@ def _as_rows(tiles: Sequence[tuple[Address, RenderedTile]]) -> list[TileRow]:
 
 
 class Encoding:
-    """A batch while its tiles are encoded, each half by another thread, and the one before it is committed.
+    """A batch while its tiles are encoded, each half by another thread, and put on the disk by a third.
 
     Parameters
     ----------
@@ -619,6 +638,7 @@ class Encoding:
     def __init__(self, item: Rendered, encoders: Executor) -> None:
         self.item = item
         self.seconds = 0.0
+        self._written: Future[int] | None = None
         tiles = [] if item.run.stuck else list(item.batch.tiles.items())
         parts = _ENCODERS if len(tiles) >= _ENCODERS * _WORTH_AN_ENCODER else 1
         size = -(-len(tiles) // parts)
@@ -633,6 +653,15 @@ class Encoding:
     def rows(self) -> list[TileRow]:
         """Its tiles, encoded; waits for them."""
         return [row for part in self._parts for row in part.result()]
+
+    def write_in(self, writer: Executor, append: Callable[[Encoding], int]) -> None:
+        """Have another thread put its bytes on the disk, if that is not being done yet."""
+        if self._written is None:
+            self._written = writer.submit(append, self)
+
+    def offset(self, append: Callable[[Encoding], int]) -> int:
+        """Where its bytes are on the disk; waits for who puts them there, or does it."""
+        return append(self) if self._written is None else self._written.result()
 
 
 def rect_um(rect: Rect, affine: Sequence[Sequence[float]]) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -253,7 +253,7 @@ class BlendOptions(Section):
         256, "Edge of a tile of the mosaic, for new runs.", unit="px", ge=16, le=4096
     )
     budget_bytes: Size = option(
-        256 * MIB,
+        320 * MIB,
         "Memory for the parts of mosaics that are being worked on. What does not fit is made again from the journal.",
         unit="bytes",
         ge=1 * MIB,
@@ -275,7 +275,7 @@ class StoreOptions(Section):
         100.0, "Changed tiles are written, and announced to viewers, at most this often.", unit="ms", ge=0
     )
     queue_bytes: Size = option(
-        32 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
+        96 * MIB, "Tiles that wait to be written, at most. A full queue slows blending.", unit="bytes", ge=1
     )
     wal_limit_bytes: Size = option(
         8 * MIB, "SQLite's write-ahead log of a run is kept below about this size.", unit="bytes", ge=1 * MIB

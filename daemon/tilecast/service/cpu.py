@@ -22,12 +22,13 @@ _STAGE_BY_PREFIX: Final = {
     "tilecast-encode": "encode",
     "tilecast-blend": "blend",
     "tilecast-store": "store",
+    "tilecast-write": "store",
     "checkpointer": "checkpoint",
     "tilecast-sync": "fsync",
     "MainThread": "main",
     "ZMQ": "zmq",
 }
-STAGES: Final = (*_STAGE_BY_PREFIX.values(), OTHER)
+STAGES: Final = (*dict.fromkeys(_STAGE_BY_PREFIX.values()), OTHER)
 """All stages, in the order of the data's way."""
 
 

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -122,6 +122,8 @@ class Step:
     plugins : Plugins
         Who calls it.
     start : Start
+    calibration : Calibration
+        What is done to frames before they come here.
     trouble : str
         Why it cannot be used.
     """
@@ -130,19 +132,31 @@ class Step:
     arrays: dict[str, NDArray[Any]]
     plugins: Plugins
     start: Start
+    calibration: cal.Calibration
     trouble: str = ""
     _makes: dict[int | None, MakeImages] = field(default_factory=dict)
 
     def prepare(self, channel: int | None) -> None:
         """Have the function of the plugin made; if it cannot be, `trouble` says why."""
         frozen, start = self.frozen, self.start
-        step = FrameStep(settings=frozen.settings, arrays=self.arrays, views=frozen.views, by_channel=frozen.by_channel)
+        images = {"dark": self.calibration.dark, "flat": self.calibration.flat}
+        applied = {role: image for role, image in images.items() if image is not None}
         try:
             self._makes[channel] = self.plugins.make_images(
-                frozen.plugin, step, shape=start.shape, dtype=start.dtype, channel=channel
+                frozen.plugin, self.told, shape=start.shape, dtype=start.dtype, channel=channel, applied=applied
             )
         except TilecastError as error:
             self.trouble = str(error)
+
+    @property
+    def told(self) -> FrameStep:
+        """What the plugin returned when the run began."""
+        frozen = self.frozen
+        return FrameStep(settings=frozen.settings, arrays=self.arrays, views=frozen.views, by_channel=frozen.by_channel)
+
+    def after(self, calibration: cal.Calibration) -> Step:
+        """The same for frames that have been calibrated in another way."""
+        return _ready(self.frozen, self.arrays, self.start, self.plugins, calibration)
 
     def make(self, channel: int) -> MakeImages:
         """The function of the plugin for frames of a channel.
@@ -268,7 +282,7 @@ def placements_of(placement: Placement, views: Sequence[View]) -> tuple[Placemen
     found = []
     for number, view in enumerate(views):
         (height, width), plane = view.shape, placement.plane
-        down, right = view.corner or ((placement.height - height) // 2, (placement.width - width) // 2)
+        down, right = _corner_of(view, (placement.height, placement.width))
         found.append(
             Placement(
                 placement.frame,
@@ -283,6 +297,30 @@ def placements_of(placement: Placement, views: Sequence[View]) -> tuple[Placemen
             )
         )
     return tuple(found)
+
+
+def whole_of(view: Placement, views: Sequence[View], shape: tuple[int, int], channel: int) -> Placement:
+    """Where the whole frame lies, of that shape and channel, of which this is a view: the way back.
+
+    >>> frame = Placement(0, 0, PlaneKey(), 10, 20, 4, 8, "stage", 0)
+    >>> halves = [View(shape=(4, 4), channel=c) for c in (0, 1)]
+    >>> [whole_of(one, halves, (4, 8), 0) == frame for one in placements_of(frame, halves)]
+    [True, True]
+    """
+    down, right = _corner_of(views[view.view], shape)
+    return replace(
+        view,
+        view=0,
+        plane=PlaneKey(view.plane.t, channel, view.plane.z),
+        row=view.row - down,
+        col=view.col - right,
+        height=shape[0],
+        width=shape[1],
+    )
+
+
+def _corner_of(view: View, shape: tuple[int, int]) -> tuple[int, int]:
+    return view.corner or ((shape[0] - view.shape[0]) // 2, (shape[1] - view.shape[1]) // 2)
 
 
 def run_start(start: Start, calibrations: Path) -> RunStart:
@@ -301,8 +339,8 @@ def run_start(start: Start, calibrations: Path) -> RunStart:
     )
 
 
-def ask_for_steps(start: Start, plugins: Plugins, calibrations: Path) -> list[Step]:
-    """What plugins want to do with the frames of a run that begins.
+def ask_for_steps(start: Start, plugins: Plugins, calibrations: Path, calibration: cal.Calibration) -> list[Step]:
+    """What plugins want to do with the frames of a run that begins, after they have been calibrated.
 
     Raises
     ------
@@ -320,14 +358,16 @@ def ask_for_steps(start: Start, plugins: Plugins, calibrations: Path) -> list[St
         frozen = FrozenStep(
             plugin, versions.get(plugin, ""), settings, digests, tuple(wanted.views), bool(wanted.by_channel)
         )
-        step = _ready(frozen, arrays, start, plugins)
+        step = _ready(frozen, arrays, start, plugins, calibration)
         if step.trouble:
             raise StartRefusedError(step.trouble)
         steps.append(step)
     return steps
 
 
-def load_steps(folder: Path, start: Start, frozen: Sequence[FrozenStep], plugins: Plugins | None) -> list[Step]:
+def load_steps(
+    folder: Path, start: Start, frozen: Sequence[FrozenStep], plugins: Plugins | None, calibration: cal.Calibration
+) -> list[Step]:
     """The steps that were frozen in a run's folder.
 
     Raises
@@ -338,13 +378,19 @@ def load_steps(folder: Path, start: Start, frozen: Sequence[FrozenStep], plugins
     if not frozen:
         return []
     plugins = plugins or Plugins.load()
-    return [_ready(step, _read_arrays(folder, step), start, plugins) for step in frozen]
+    return [_ready(step, _read_arrays(folder, step), start, plugins, calibration) for step in frozen]
 
 
-def _ready(frozen: FrozenStep, arrays: dict[str, NDArray[Any]], start: Start, plugins: Plugins) -> Step:
+def _ready(
+    frozen: FrozenStep,
+    arrays: dict[str, NDArray[Any]],
+    start: Start,
+    plugins: Plugins,
+    calibration: cal.Calibration,
+) -> Step:
     for array in arrays.values():
         array.flags.writeable = False
-    step = Step(frozen, arrays, plugins, start)
+    step = Step(frozen, arrays, plugins, start, calibration)
     step.prepare(0 if frozen.by_channel else None)
     return step
 

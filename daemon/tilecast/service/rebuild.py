@@ -34,7 +34,7 @@ from tilecast.pyramid import Pyramid, PyramidSettings
 from tilecast.service import runs
 from tilecast.service.blender import StoredMosaic
 from tilecast.service.committer import as_commit, as_new_run, encode_rows, extent_of
-from tilecast.service.frame_images import FrameImages, MadeImages, ask_for_steps, placements_of
+from tilecast.service.frame_images import FrameImages, MadeImages, Step, ask_for_steps, placements_of
 from tilecast.store.folders import REBUILD_NAME, discard, swap_in
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
@@ -136,7 +136,10 @@ class Refreeze:
             flat=self._find("flat", self.flat, start, before.flat),
             shape=start.shape,
         )
-        steps = ask_for_steps(start, self.plugins, self.calibrations) if self.steps else images.steps
+        if self.steps:
+            steps: Sequence[Step] = ask_for_steps(start, self.plugins, self.calibrations, calibration)
+        else:
+            steps = [step.after(calibration) for step in images.steps]
         made = FrameImages(calibration, steps)
         return replace(frozen, calibration=calibration.sha256, steps=made.frozen), made
 

@@ -305,7 +305,7 @@ def resolve(start: Start, rules: PlacingRules, config: Config, plugins: Plugins)
                 folder=config.calibration.path,
             )
     calibration = cal.freeze(dark=images["dark"], flat=images["flat"], shape=start.shape)
-    made = FrameImages(calibration, ask_for_steps(start, plugins, config.calibration.path))
+    made = FrameImages(calibration, ask_for_steps(start, plugins, config.calibration.path, calibration))
     return frozen_with(start, rules, config, made), made
 
 
@@ -527,7 +527,7 @@ def load_images(folder: Path, start: Start, frozen: Frozen, plugins: Plugins | N
         If what was frozen cannot be read, or is something else.
     """
     calibration = load_calibration(folder, start.shape, frozen.calibration)
-    return FrameImages(calibration, load_steps(folder, start, frozen.steps, plugins))
+    return FrameImages(calibration, load_steps(folder, start, frozen.steps, plugins, calibration))
 
 
 def load_calibration(folder: Path, shape: tuple[int, int], sha256: str) -> cal.Calibration:

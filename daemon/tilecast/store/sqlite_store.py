@@ -38,7 +38,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -260,12 +260,47 @@ class SqliteStore(SqliteReads, TileStore):
             undo.pop_all()
             return store
 
-    def commit(self, commit: Commit) -> CommitResult:
-        check_commit(commit)
-        n_placements = len(commit.placements) + len(commit.removed_placements)
-        self._open_connection()
+    def append(self, tiles: Sequence[TileRow]) -> int:
+        """Put the bytes of tiles on the disk before their commit, which is told where they are.
+
+        Another thread than the store's may do this for the next commit, one call at a time, while one is made.
+
+        Returns
+        -------
+        int
+            What `commit` takes.
+
+        Raises
+        ------
+        StoreFullError
+            If there is no room.
+        StoreError
+            If the disk refuses for another reason. Nothing has changed.
+        """
         with explained(self._path, "write tiles"):
-            offset = self._tile_file.append([part for tile in commit.tiles for part in _parts(tile)])
+            return self._tile_file.append([part for tile in tiles for part in _parts(tile)])
+
+    def commit(self, commit: Commit, offset: int | None = None) -> CommitResult:
+        """Write a commit; see `TileStore.commit`.
+
+        Parameters
+        ----------
+        offset : int, optional
+            Where `append` has put its tiles; if it is not given, that is done now.
+        """
+        check_commit(commit)
+        self._open_connection()
+        if offset is not None:
+            return self._commit(commit, offset)
+        offset = self.append(commit.tiles)
+        try:
+            return self._commit(commit, offset)
+        except BaseException:
+            self._tile_file.forget()
+            raise
+
+    def _commit(self, commit: Commit, offset: int) -> CommitResult:
+        n_placements = len(commit.placements) + len(commit.removed_placements)
         with self._write("commit tiles", _LOG_NBYTES_PER_TILE * len(commit.tiles)) as connection:
             cursor = connection.cursor()
             epoch, rev, _ = heads(connection)

@@ -7,9 +7,10 @@ for each tile.
 
 What keeps the two in step:
 
-* The bytes of a commit are on the disk before its transaction begins. A transaction that fails before its COMMIT leaves
-  bytes that no row names, and the next commit writes over them. Where it is the COMMIT that fails, nobody writes there
-  again: its rows may have reached the write-ahead log before the error, and then a crash brings them back.
+* The bytes of a commit are on the disk before its transaction begins; those of the next may be written meanwhile,
+  behind them. A transaction that fails before its COMMIT leaves bytes that no row names, and what comes next is written
+  over them. Where it is the COMMIT that fails, nobody writes there again: its rows may have reached the write-ahead log
+  before the error, and then a crash brings them back.
 * A tile is never written over. Its new bytes go to the end of the file, and the old ones are *superseded*: given back
   to the file system as a hole once nobody can want them any more. That is when the whole write-ahead log has been
   carried over: then the new rows are in the database file for good, and no reader looks at a state before them (SQLite
@@ -83,7 +84,9 @@ def disk_nbytes(path: Path) -> int:
 
 
 class TileFile:
-    """The file, open for writing; for one thread, but for `give_back` and `len`, which any may call.
+    """The file, open for writing; for one thread, but for `give_back` and `len`, which any may call, and `append`.
+
+    `append` may be called by another thread than the rest, one call at a time.
 
     Attributes
     ----------
@@ -115,9 +118,9 @@ class TileFile:
         self._guard = threading.Lock()
 
     def append(self, blobs: Sequence[bytes | bytearray | memoryview]) -> int:
-        """Write bytes behind everything that was kept, and have them on the disk.
+        """Write bytes behind everything that was written before, and have them on the disk.
 
-        They are not kept until `keep` is called: without it, the next call writes over them.
+        They are not kept until `keep` is called: after `forget` the next call writes over them.
 
         Parameters
         ----------
@@ -136,23 +139,28 @@ class TileFile:
         """
         views = [memoryview(blob).cast("B") for blob in blobs if len(blob)]
         total = sum(view.nbytes for view in views)
+        start = self._appended
         try:
             done = 0
             if self._direct.takes(self.path, total):
-                done = min(total, self._direct.write(views, self._end))
+                done = min(total, self._direct.write(views, start))
             while done < total:
-                done += os.pwritev(self._fd, _rest(views, done), self._end + done)
+                done += os.pwritev(self._fd, _rest(views, done), start + done)
             os.fdatasync(self._fd)
         except OSError:
             with contextlib.suppress(OSError):  # give back what was taken
-                os.ftruncate(self._fd, self._end)
+                os.ftruncate(self._fd, start)
             raise
-        self._appended = self._end + _aligned(total)
-        return self._end
+        self._appended = start + _aligned(total)
+        return start
 
     def keep(self) -> None:
         """The transaction that names what was appended is about to be committed: from now on it may be there."""
         self._end = self._appended
+
+    def forget(self) -> None:
+        """What was appended since `keep` is not wanted. Nothing may be appended meanwhile."""
+        self._appended = self._end
 
     def supersede(self, extents: Iterable[Extent]) -> None:
         """Nobody who looks from now on will want these bytes."""

@@ -23,11 +23,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tilecast.hookspecs import FrameStep
+
 Value = float | NDArray[Any]
 Correct = Callable[[NDArray[Any]], tuple[NDArray[Any], int, int]]
 
 KINDS: Final = ("dark", "flat", "gain", "hot")
 """What a correction may consist of; `hot` is an image, above 0 where a pixel is hot."""
+
+OTHERS: Final = "others"
+"""In what is frozen: channels that are not named."""
 
 _BLOCK_PIXELS: Final = 1 << 16
 _MOST_HOT: Final = 0.05
@@ -76,6 +81,28 @@ def check(kind: str, value: Value) -> Value:
     if kind in ("flat", "gain") and image.min() <= 0:
         raise ValueError(f"it has a pixel of {image.min():g}: every pixel must be above 0, as frames are divided by it")
     return image
+
+
+def frozen_parts(step: FrameStep, channel: int | None) -> dict[str, Value]:
+    """What is corrected in a channel, from what was frozen in a run; None: in those that are not named."""
+    parts = step.settings.get(str(channel), step.settings[OTHERS])
+    return {kind: step.arrays[value] if isinstance(value, str) else value for kind, value in parts.items()}
+
+
+def left_after(parts: Mapping[str, Value], applied: Mapping[str, NDArray[Any]]) -> dict[str, Value]:
+    """What is left to do with frames of which the daemon has corrected some: nothing is done twice.
+
+    Where it has applied a flat field, and no dark image before, what the camera shows without light was divided by the
+    field, too; so what is subtracted then is.
+
+    >>> left = left_after({"dark": 10.0, "flat": 1.0, "gain": 2.0}, {"flat": np.array([[0.5, 1.5]])})
+    >>> left["gain"], left["dark"].round(3).tolist()
+    (2.0, [[20.0, 6.667]])
+    """
+    left = {kind: value for kind, value in parts.items() if kind not in applied}
+    if "dark" in left and "flat" in applied:
+        left["dark"] = np.asarray(left["dark"], np.float32) * np.asarray(_gain(applied["flat"], None))
+    return left
 
 
 def corrector(parts: Mapping[str, Value], shape: tuple[int, int], dtype: str) -> Correct:

@@ -13,8 +13,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from tilecast.inputs import open_scan
+from tilecast.inputs import open_images, open_scan
 from tilecast.reading import RecordedFrames, open_folder
+from tilecast_plugins.calibration.corrections import frozen_parts
 from tilecast_plugins.calibration.finding import read_image
 from tilecast_plugins.calibration.illumination import Estimate, EstimateError, estimate
 from tilecast_plugins.calibration.picture import Panel, draw
@@ -51,7 +52,7 @@ class Frames:
         Upper left pixels of the frames, plane by plane.
     read : callable
         Gives the frames of a plane, in the same order.
-    dark : ndarray or None
+    dark : ndarray, float or None
         What is frozen in the run.
     how : str
         Where they are from, in a sentence.
@@ -60,7 +61,7 @@ class Frames:
     shape: tuple[int, int]
     planes: list[list[tuple[int, int]]]
     read: Callable[[int], Iterator[NDArray[Any]]]
-    dark: NDArray[Any] | None
+    dark: NDArray[Any] | float | None
     how: str
 
 
@@ -87,7 +88,7 @@ def make(kind: str, asked: Asked, invocation: Any) -> Iterator[str]:
 
 
 def _make_dark(asked: Asked, invocation: Any) -> Iterator[str]:
-    frames = _frames_of(asked, invocation)
+    frames = _frames_of("dark", asked, invocation)
     yield frames.how
     n_frames = sum(map(len, frames.planes))
     most = max(3, _MOST_DARK_BYTES // (frames.shape[0] * frames.shape[1] * 4))
@@ -119,7 +120,7 @@ def _make_dark(asked: Asked, invocation: Any) -> Iterator[str]:
 
 
 def _make_flat(asked: Asked, invocation: Any) -> Iterator[str]:
-    frames = _frames_of(asked, invocation)
+    frames = _frames_of("flat", asked, invocation)
     yield frames.how
     dark, said = _dark(asked.dark, frames)
     yield said
@@ -177,7 +178,9 @@ def _of_overlaps(found: Estimate) -> Iterator[str]:
 def _dark(text: str | None, frames: Frames) -> tuple[NDArray[Any] | float, str]:
     if text is None:
         if frames.dark is not None:
-            return frames.dark, "the dark image that is frozen in the run is subtracted"
+            if isinstance(frames.dark, np.ndarray):
+                return frames.dark, "the dark image that is frozen in the run is subtracted"
+            return frames.dark, f"{frames.dark:g} grey levels are subtracted, as is frozen in the run"
         return (
             0.0,
             "nothing is subtracted: if the camera has an offset, say it (--dark), or the field comes out flatter",
@@ -250,9 +253,11 @@ def _both_ways(scale: tuple[float, float]) -> tuple[float, float]:
 # ---- frames ----------------------------------------------------------------------------------------------------------
 
 
-def _frames_of(asked: Asked, invocation: Any) -> Frames:
+def _frames_of(kind: str, asked: Asked, invocation: Any) -> Frames:
     path = Path(asked.source).expanduser()
     if path.exists() and not (path / "journal").is_dir() and not (path / "tiles.sqlite").is_file():
+        if kind == "dark" and not any(asked.reading.values()) and not _table_beside(path):
+            return _dark_frames_on_disk(path, asked)
         return _frames_on_disk(path, asked)
     said = {key: value for key, value in asked.reading.items() if value}
     if said:
@@ -268,11 +273,16 @@ def _frames_of(asked: Asked, invocation: Any) -> Frames:
     placements.sort(key=lambda placement: placement.index)
     if not placements:
         raise click.ClickException(f"the run {folder.name} has no placed frames of channel {asked.channel}")
+    recorded = RecordedFrames(folder)
+    if recorded.views and kind == "flat":
+        raise click.ClickException(
+            f"the frames of the run {folder.name} are split into views: what neighbours share says nothing of the "
+            "whole chip. Take frames of something evenly bright instead, and use their mean as the flat field"
+        )
     by_plane: dict[Any, list[Any]] = {}
     for placement in placements:
         by_plane.setdefault(placement.plane, []).append(placement)
     planes = list(by_plane.values())
-    recorded = RecordedFrames(folder)
 
     def read(number: int) -> Iterator[NDArray[Any]]:
         for placement in planes[number]:
@@ -280,7 +290,31 @@ def _frames_of(asked: Asked, invocation: Any) -> Frames:
 
     corners = [[(one.row, one.col) for one in plane] for plane in planes]
     how = f"read {len(placements)} frames of channel {asked.channel} of run {folder.name[:8]} ({name}), as recorded"
-    return Frames(recorded.shape, corners, read, recorded.dark, how)
+    return Frames(recorded.shape, corners, read, _frozen_dark(recorded, asked.channel), how)
+
+
+def _frozen_dark(recorded: RecordedFrames, channel: int) -> NDArray[Any] | float | None:
+    """What is subtracted from the frames of a run: by name of its start, or by cameras.toml."""
+    step = recorded.step("calibration")
+    if recorded.dark is not None or step is None:
+        return recorded.dark
+    return frozen_parts(step, channel).get("dark")
+
+
+def _table_beside(path: Path) -> bool:
+    return ((path if path.is_dir() else path.parent) / "positions.csv").is_file()
+
+
+def _dark_frames_on_disk(path: Path, asked: Asked) -> Frames:
+    """Frames of which nobody said, nor needs to know, where they lay."""
+    source = open_images(path)
+    planes = source.info.tcz or ((0, 0, 0),) * source.n_frames
+    wanted = [number for number, (_, c, _) in enumerate(planes) if c == asked.channel]
+    if not wanted:
+        raise click.ClickException(f"{path} has no frames of channel {asked.channel}")
+    height, width = source.shape
+    how = f"Read {len(wanted)} frames of {height}×{width} {np.dtype(source.dtype).name} from {path.name}."
+    return Frames(source.shape, [[(0, 0)] * len(wanted)], lambda _: source.read(wanted), None, how)
 
 
 def _frames_on_disk(path: Path, asked: Asked) -> Frames:

@@ -10,6 +10,13 @@ class CalibrationPluginOptions(PluginOptions):
 
     estimate_into: OptionalPath = option(
         None,
-        "Folder for a flat field that is estimated from each run when it has ended, by a process of its own at low "
-        "priority; `tilecast rebuild RUN --flat FILE` applies it. Empty: none is estimated.",
+        "Folder for a flat field that is estimated from each run, by a process of its own at low priority; `tilecast "
+        "rebuild RUN --flat FILE` applies it. Empty: none is estimated.",
+    )
+    estimate_every_s: float = option(
+        600.0,
+        "How often a flat field is estimated anew while the run goes on, from its frames so far. 0: only when it has "
+        "ended.",
+        unit="s",
+        ge=0,
     )

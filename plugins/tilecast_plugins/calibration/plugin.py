@@ -4,22 +4,15 @@
   them.
 * `cameras.toml` in that folder, or `user.calibration` of a `start`, says what else is corrected, camera by camera and
   channel by channel (`cameras`, `corrections`). It is frozen in the run.
-* If `estimate_into` is set, a flat field is estimated from each run that has ended, in a process of its own.
+* If `estimate_into` is set, flat fields are estimated of runs that go on, and of those that have ended (`estimating`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import subprocess
-import sys
-import threading
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import psutil
-import structlog
 from numpy.typing import NDArray
 
 from tilecast.hookspecs import (
@@ -27,6 +20,7 @@ from tilecast.hookspecs import (
     FrameStep,
     Images,
     MakeImages,
+    MessageSource,
     RunEnded,
     RunStart,
     StartRefusedError,
@@ -34,17 +28,18 @@ from tilecast.hookspecs import (
     hookimpl,
 )
 from tilecast_plugins.calibration.cameras import entries_for, read_value, values_of
-from tilecast_plugins.calibration.corrections import check, corrector
+from tilecast_plugins.calibration.corrections import OTHERS, check, corrector, frozen_parts, left_after
+from tilecast_plugins.calibration.estimating import FlatFields, ended
 from tilecast_plugins.calibration.finding import find_image, tilecast_find_calibration
 from tilecast_plugins.calibration.options import CalibrationPluginOptions
 
-__all__ = ["tilecast_find_calibration", "tilecast_make_images", "tilecast_run_ended", "tilecast_run_starting"]
-
-log = structlog.get_logger()
-
-_OTHERS: Final = "others"  # channels that are not named
-_LONGEST_S: Final = 3600.0
-_LOW_PRIORITY: Final = 15
+__all__ = [
+    "tilecast_find_calibration",
+    "tilecast_make_images",
+    "tilecast_message_sources",
+    "tilecast_run_ended",
+    "tilecast_run_starting",
+]
 
 
 @hookimpl
@@ -57,7 +52,7 @@ def tilecast_run_starting(run: RunStart) -> FrameStep | None:
     arrays: dict[str, NDArray[Any]] = {}
     names: dict[tuple[str, object], str] = {}  # an image that several channels share is kept once
     for channel, values in of_channels.items():
-        parts = settings[_OTHERS if channel is None else str(channel)] = {}
+        parts = settings[OTHERS if channel is None else str(channel)] = {}
         for kind, value in values.items():
             key = kind, value
             if key not in names:
@@ -72,12 +67,11 @@ def tilecast_run_starting(run: RunStart) -> FrameStep | None:
 
 
 @hookimpl
-def tilecast_make_images(step: FrameStep, shape: tuple[int, int], dtype: str, channel: int | None) -> MakeImages:
+def tilecast_make_images(
+    step: FrameStep, shape: tuple[int, int], dtype: str, channel: int | None, applied: Mapping[str, NDArray[Any]]
+) -> MakeImages:
     """The correction of one channel, from what was frozen."""
-    parts = step.settings.get(str(channel), step.settings[_OTHERS])
-    correct = corrector(
-        {kind: step.arrays[value] if isinstance(value, str) else value for kind, value in parts.items()}, shape, dtype
-    )
+    correct = corrector(left_after(frozen_parts(step, channel), applied), shape, dtype)
 
     def make(frame: NDArray[Any]) -> Images:
         image, low, high = correct(frame)
@@ -98,47 +92,17 @@ def _read(kind: str, value: object, run: RunStart) -> float | NDArray[Any]:
 
 # ---- estimating flat fields ------------------------------------------------------------------------------------------
 
-_waiting: queue.SimpleQueue[tuple[Path, Path]] = queue.SimpleQueue()
-_lock = threading.Lock()
-_worker: threading.Thread | None = None
+
+@hookimpl
+def tilecast_message_sources(options: CalibrationPluginOptions) -> list[MessageSource]:
+    """The thread that estimates, if that is wanted."""
+    if options.estimate_into is None:
+        return []
+    return [FlatFields(options.estimate_into, options.estimate_every_s)]
 
 
 @hookimpl
 def tilecast_run_ended(run: RunEnded, options: CalibrationPluginOptions) -> None:
     """Have a flat field estimated, if that is wanted; it takes seconds, and nobody waits for it."""
-    global _worker
-    if options.estimate_into is None:
-        return
-    _waiting.put((run.folder, options.estimate_into / f"flat-{run.run[:8]}.npy"))
-    with _lock:
-        if _worker is None:
-            _worker = threading.Thread(target=_estimate_all, name="plugin calibration estimates", daemon=True)
-            _worker.start()
-
-
-def _estimate_all() -> None:
-    """One after another, each in a process of its own: seconds of arithmetic would hold up the daemon's threads."""
-    while True:
-        folder, target = _waiting.get()
-        command = [sys.executable, "-m", "tilecast", "calibrate", "flat", str(folder), "--out", str(target), "--force"]
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            ) as process:
-                with contextlib.suppress(psutil.Error):
-                    psutil.Process(process.pid).nice(_LOW_PRIORITY)
-                try:
-                    said, _ = process.communicate(timeout=_LONGEST_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    said, _ = process.communicate()
-        except (OSError, ValueError) as error:
-            log.error("no flat field could be estimated", run=folder.name, why=str(error))
-            continue
-        last = (said.strip().splitlines() or [""])[-1]
-        if process.returncode == 0:
-            then = f"tilecast rebuild {folder.name} --flat {target}"
-            log.info("flat field estimated", run=folder.name, file=str(target), said=last, then=then)
-        else:
-            log.warning("no flat field could be estimated", run=folder.name, why=last)
+    if options.estimate_into is not None:
+        ended.put(run.folder)

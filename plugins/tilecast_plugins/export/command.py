@@ -33,7 +33,7 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Pa
     "says (.tif, .zarr), else ome-tiff.",
 )
 @click.option("--frames", is_flag=True, help="The single images as OME-TIFF, with a positions.csv, into a folder.")
-@click.option("--as-recorded", is_flag=True, help="With --frames: as the camera sent them, without calibration.")
+@click.option("--as-recorded", is_flag=True, help="With --frames: as the camera sent them, not calibrated, whole.")
 @click.option(
     "--region",
     metavar="TOP,LEFT,BOTTOM,RIGHT",

@@ -6,7 +6,10 @@ stage position of its centre (x_um, y_um). Files are numbered as the frames are,
 them.
 
 A centre is what the stage told, where the frame was placed by that and nothing else; of a frame whose place was joined
-from a stage's stream or registered, it is the centre of the pixels it was given.
+from a stage's stream or registered, and of a view of one that was split, it is the centre of the pixels it was given.
+
+Images are as they went into the mosaic: calibrated, passed through the steps of plugins that are frozen in the run, and
+where frames were split (dual-view cameras) each view is an image of its own.
 """
 
 from __future__ import annotations
@@ -28,16 +31,16 @@ from tilecast_plugins.run import Run
 
 Progress = Callable[[str, int, int], None]
 
-COLUMNS = ("file", "frame", "t", "c", "z", "x_px", "y_px", "x_um", "y_um", "source")
+COLUMNS = ("file", "frame", "view", "t", "c", "z", "x_px", "y_px", "x_um", "y_um", "source")
 
 
 def wanted_frames(reader: TileReader, run: Run, planes: Planes, region: Rect | None) -> list[Placement]:
-    """The placements to export, in order of frames.
+    """The placements to export, in order of frames and views.
 
     Raises
     ------
     ExportError
-        If there are none, or a frame is in several pieces.
+        If there are none.
     """
     there = {plane for _, plane in planes}
     found: dict[tuple[int, int], Placement] = {}
@@ -47,12 +50,12 @@ def wanted_frames(reader: TileReader, run: Run, planes: Planes, region: Rect | N
             found[placement.id] = placement
     if not found:
         raise ExportError(f"the run {run.run[:8]} has no placed frames there: nothing to export")
-    split = next((one for one in found.values() if (one.height, one.width) != tuple(run.start["shape"])), None)
-    if split is not None:
-        raise ExportError(
-            f"frame {split.frame} was split into views, which --frames does not write: export the mosaic instead"
-        )
     return sorted(found.values(), key=lambda one: one.id)
+
+
+def whole_frames(placements: list[Placement], frames: RecordedFrames) -> list[Placement]:
+    """Where the frames lie of which these are views, each once."""
+    return list({one.frame: frames.whole(one) for one in placements}.values())
 
 
 def write_frames(
@@ -62,22 +65,25 @@ def write_frames(
 
     Parameters
     ----------
+    placements : list of Placement
+        Of views where frames were split and are `calibrated`, else of whole frames.
     calibrated : bool
         As they went into the mosaic; else as the camera sent them.
     """
     folder.mkdir()
     n_digits = max(4, len(str(placements[-1].frame)))
+    in_views = calibrated and bool(frames.views)
     with (folder / "positions.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         for number, placement in enumerate(placements, 1):
             pixels = frames.calibrated(placement) if calibrated else frames.recorded(placement)
-            name = f"frame_{placement.frame:0{n_digits}d}.ome.tif"
-            x_um, y_um = centre_um(run, placement, frames.header(placement))
+            view = f"_view_{placement.view}" if in_views else ""
+            name = f"frame_{placement.frame:0{n_digits}d}{view}.ome.tif"
+            x_um, y_um = centre_um(run, placement, {} if in_views else frames.header(placement))
             _write_frame(folder / name, run, placement, pixels, (x_um, y_um))
-            table.writerow(
-                [name, placement.frame, *placement.plane, placement.col, placement.row, x_um, y_um, placement.source]
-            )
+            where = placement.col, placement.row, x_um, y_um, placement.source
+            table.writerow([name, placement.frame, placement.view, *placement.plane, *where])
             progress("writing frames", number, len(placements))
 
 
@@ -91,8 +97,7 @@ def centre_um(run: Run, placement: Placement, header: dict[str, Any]) -> tuple[f
 
 def frames_nbytes(run: Run, placements: list[Placement]) -> int:
     """Most bytes that the files have."""
-    height, width = run.start["shape"]
-    return len(placements) * (int(height) * int(width) * run.dtype.itemsize + 8192)
+    return sum(one.height * one.width * run.dtype.itemsize + 8192 for one in placements)
 
 
 def _write_frame(path: Path, run: Run, placement: Placement, pixels: NDArray[Any], at_um: tuple[float, float]) -> None:

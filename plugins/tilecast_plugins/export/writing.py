@@ -15,7 +15,7 @@ from tilecast.reading import RecordedFrames, Rect, TileReader, extent_rect, open
 from tilecast_plugins.export.command import FORMATS
 from tilecast_plugins.export.errors import ExportError
 from tilecast_plugins.export.finishing import check_room, check_target, finished
-from tilecast_plugins.export.frames import frames_nbytes, wanted_frames, write_frames
+from tilecast_plugins.export.frames import frames_nbytes, wanted_frames, whole_frames, write_frames
 from tilecast_plugins.export.levels import Levels, snapped
 from tilecast_plugins.export.moment import moment_of
 from tilecast_plugins.export.ome_tiff import write_ome_tiff
@@ -110,11 +110,15 @@ def _write_mosaic(request: Request, reader: TileReader, run: Run, target: Path, 
 def _write_frames(request: Request, reader: TileReader, run: Run, target: Path, progress: Progress) -> str:
     region = _region(request, run)
     placements = wanted_frames(reader, run, _planes(request, run), region)
-    check_room(target.parent, frames_nbytes(run, placements))
-    with RecordedFrames(request.folder) as frames, finished(target) as hidden:
-        write_frames(hidden, run, placements, frames, progress, calibrated=not request.as_recorded)
+    with RecordedFrames(request.folder) as frames:
+        if request.as_recorded:
+            placements = whole_frames(placements, frames)
+        check_room(target.parent, frames_nbytes(run, placements))
+        with finished(target) as hidden:
+            write_frames(hidden, run, placements, frames, progress, calibrated=not request.as_recorded)
         how = "as recorded" if request.as_recorded or not frames.is_calibrated else "calibrated"
-    return f"{target}: {len(placements)} frames, {how}, and positions.csv"
+        what = "views of frames" if frames.views and not request.as_recorded else "frames"
+    return f"{target}: {len(placements)} {what}, {how}, and positions.csv"
 
 
 def _picture(request: Request, run: Run, pixels: Pixels, region: Rect | None) -> Picture:

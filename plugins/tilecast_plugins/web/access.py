@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilecast.reading import StoreError
-from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, TooLargeError
+from tilecast_plugins.web.gateway import AbsentTileError, BadRequestError, NotFoundError, TooLargeError
 from tilecast_plugins.web.rendering import UnknownLookError
 from tilecast_plugins.web.settings import Settings, is_loopback
 from tilecast_plugins.web.sources import NoDaemonError, UnknownRunError
@@ -63,14 +63,9 @@ _STATUS_OF_CODE: Final = {
 }
 
 
-def guard(app: FastAPI, gateway: Gateway) -> None:
+def guard(app: FastAPI, settings: Settings) -> None:
     """Put an application behind the rules above."""
-    settings = gateway.settings
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unforeseen)
-    for kind in (*_STATUS_OF_ERROR, QueryError):
-        app.add_exception_handler(kind, _tell)
+    explain(app)
     app.add_middleware(_Access, settings=settings)
     if settings.cors:
         app.add_middleware(
@@ -82,6 +77,15 @@ def guard(app: FastAPI, gateway: Gateway) -> None:
         )
 
 
+def explain(app: FastAPI) -> None:
+    """Have an application tell in one sentence what goes wrong in it."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unforeseen)
+    for kind in (*_STATUS_OF_ERROR, QueryError):
+        app.add_exception_handler(kind, _tell)
+
+
 def refusal(error: Exception) -> Response | None:
     """The answer to what was asked in vain; None if nobody foresaw this error."""
     if isinstance(error, QueryError):
@@ -90,7 +94,10 @@ def refusal(error: Exception) -> Response | None:
         status = next((number for kind, number in _STATUS_OF_ERROR.items() if isinstance(error, kind)), None)
     if status is None:
         return None
-    return problem(status, str(error), {"Retry-After": "1"} if status == 503 else None)
+    headers = {"Retry-After": "1"} if status == 503 else None
+    if isinstance(error, AbsentTileError):  # told apart from an address that is over
+        headers = {"X-Tilecast-Coverage": "none"}
+    return problem(status, str(error), headers)
 
 
 def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -23,7 +23,7 @@ from tilecast.reading import PlaneKey, Rect, TileKey, rect_at_level
 from tilecast_plugins.pixels import Histogram
 from tilecast_plugins.run import Run
 from tilecast_plugins.web import caching, encoding, rendering
-from tilecast_plugins.web.gateway import BadRequestError, Gateway, NotFoundError, TooLargeError
+from tilecast_plugins.web.gateway import AbsentTileError, BadRequestError, Gateway, NotFoundError, TooLargeError
 from tilecast_plugins.web.looks import MAX_CHANNELS, wanted_look
 from tilecast_plugins.web.rendering import Look
 from tilecast_plugins.web.sources import UnreadableRun
@@ -148,6 +148,12 @@ _LOOK_PARAMETERS = [
     _parameter("quality", {"type": "integer", "minimum": 1, "maximum": 100}, "For jpg and webp."),
 ]
 _MASK_PARAMETER = _parameter("mask", _FLAG, "Coverage follows the pixels of `raw`, a byte each.")
+_TILE_MASK_PARAMETER = _parameter(
+    "mask",
+    _FLAG,
+    "Coverage follows the pixels of `raw`, a byte each, and the record of `pzf`, a bit each, row-major, the first in "
+    "the highest bit, if `X-Tilecast-Coverage` is `mask`.",
+)
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -179,7 +185,9 @@ def _add_tiles(api: APIRouter, gateway: Gateway) -> None:
 
         404 where nothing is covered, and under an epoch that is over. PNG and WebP are transparent where nothing is
         covered, JPEG shows the background there; `raw` is the pixels, row-major and little-endian, with `mask=1`
-        followed by a byte for each that says whether it is covered; `pzf` is the tile as stored.
+        followed by a byte for each that says whether it is covered; `pzf` is the tile as stored, with `mask=1`
+        followed by a bit for each if not all are covered. `X-Tilecast-Coverage` is `full`, `mask`, or, where nothing is
+        covered, `none`.
         """
         if_none_match = request.headers.get("if-none-match")
         return await gateway.work(tile_answer, gateway, request.path_params, dict(request.query_params), if_none_match)
@@ -200,7 +208,7 @@ def _tile_parameters() -> list[dict[str, Any]]:
         _parameter("row", signed, "Signed.", "path"),
         _parameter("name", name, "Signed column, and format.", "path"),
         *_LOOK_PARAMETERS,
-        _MASK_PARAMETER,
+        _TILE_MASK_PARAMETER,
         _parameter("rev", {"type": "string"}, "Means nothing; it makes the URL another one."),
     ]
 
@@ -222,34 +230,33 @@ def tile_answer(
     if fmt in ("pzf", "raw"):
         if len(planes) > 1:
             raise BadRequestError(f"{fmt} holds one channel; ask for each")
-        found = (
-            _stored(gateway, run, planes[0], key, if_none_match)
-            if fmt == "pzf"
-            else _raw(gateway, run, planes[0], key, query.get("mask") in ("1", "true"), if_none_match)
-        )
+        with_mask = query.get("mask") in ("1", "true")
+        found = (_stored if fmt == "pzf" else _raw)(gateway, run, planes[0], key, with_mask, if_none_match)
     else:
         look = wanted_look(query, len(channels)).of(gateway, run, channels)
         found = gateway.tile_picture(
             run, planes, key, look, fmt, quality=parse_quality(query), if_none_match=if_none_match
         )
     if found is None:
-        raise NotFoundError("no frame covers anything of this tile")
+        raise AbsentTileError("no frame covers anything of this tile")
     return found
 
 
-def _stored(gateway: Gateway, run: Run, plane: PlaneKey, key: TileKey, if_none_match: str | None) -> Response | None:
+def _stored(
+    gateway: Gateway, run: Run, plane: PlaneKey, key: TileKey, with_mask: bool, if_none_match: str | None
+) -> Response | None:
     if if_none_match is not None:
         rev = gateway.source.tile_rev(run, plane, key)
-        tag = caching.etag(run.run, run.epoch, tuple(plane), tuple(key), rev, "pzf")
+        tag = caching.etag(run.run, run.epoch, tuple(plane), tuple(key), rev, "pzf", with_mask)
         if rev is not None and caching.matches(if_none_match, tag):
             return caching.not_modified(tag)
     blob = gateway.source.tile(run, plane, key)
     if blob is None:
         return None
-    tag = caching.etag(run.run, run.epoch, tuple(plane), tuple(key), blob.rev, "pzf")
+    tag = caching.etag(run.run, run.epoch, tuple(plane), tuple(key), blob.rev, "pzf", with_mask)
     headers = _headers(run, (run.tile_size, run.tile_size), blob.rev, tag, "pzf")
     headers["X-Tilecast-Coverage"] = "full" if blob.bits is None else "mask"
-    return Response(blob.pzf, headers=headers)
+    return Response(blob.pzf + (blob.bits or b"" if with_mask else b""), headers=headers)
 
 
 def _raw(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -18,6 +20,7 @@ from tilecast_plugins.web import (
     hot,
     iip,
     iip_classic,
+    instruments,
     ome_zarr,
     page,
 )
@@ -39,29 +42,53 @@ ROUTERS = (
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application, to be run by any ASGI server; `app.state.gateway` is the `Gateway`."""
-    gateway = Gateway(settings)
+    """The application, to be run by any ASGI server; `app.state.gateways` are the `Gateway` of each instrument."""
+    if not settings.instruments:
+        gateway = Gateway(settings)
+        app = _application([gateway])
+        _fill(app, gateway)
+    else:
+        stands = [instruments.Stand(one.name, Gateway(settings.of(one))) for one in settings.instruments]
+        app = _application([stand.gateway for stand in stands])
+        app.include_router(instruments.router(stands))
+        for stand in stands:
+            part = FastAPI(title=f"tilecast: {stand.name}", **_DESCRIPTION)
+            access.explain(part)
+            _fill(part, stand.gateway)
+            app.mount(stand.path.rstrip("/"), part)
+        app.include_router(page.files())
+    access.guard(app, settings)
+    return app
+
+
+_DESCRIPTION: Any = {
+    "version": version("tilecast"),
+    "description": "Mosaics of tile scans, while they grow.",
+    "openapi_url": "/api/v1/openapi.json",
+    "docs_url": None,
+    "redoc_url": None,
+}
+
+
+def _application(gateways: Sequence[Gateway]) -> FastAPI:
+    """Starts and ends the gateways with itself."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        gateway.start()
+        for gateway in gateways:
+            gateway.start()
         try:
             yield
         finally:
-            await gateway.close()
+            await asyncio.gather(*(gateway.close() for gateway in gateways))
 
-    app = FastAPI(
-        title="tilecast",
-        version=version("tilecast"),
-        description="Mosaics of tile scans, while they grow.",
-        openapi_url="/api/v1/openapi.json",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-    )
-    app.state.gateway = gateway
+    app = FastAPI(title="tilecast", lifespan=lifespan, **_DESCRIPTION)
+    app.state.gateways = gateways
+    return app
+
+
+def _fill(app: FastAPI, gateway: Gateway) -> None:
+    """Everything that is served of one gateway."""
     app.add_middleware(hot.TilePath, gateway=gateway)
-    access.guard(app, gateway)
     for router in ROUTERS:
         app.include_router(router(gateway))
-    return app

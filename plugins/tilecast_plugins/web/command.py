@@ -24,6 +24,15 @@ _NEEDS_EXTRA = "`tilecast web` needs the extra `web`, which is not installed: pi
     metavar="NOTIFY QUERY",
     help="The daemon's endpoints. Default: its options notify and query.",
 )
+@click.option(
+    "--instrument",
+    "instruments",
+    nargs=4,
+    multiple=True,
+    metavar="NAME STORE NOTIFY QUERY",
+    help="One of several microscopes, shown side by side: its folder of runs and its daemon's endpoints; - for what it "
+    "has not. In place of --store and --daemon.",
+)
 @click.option("--remote", is_flag=True, help="Read runs through the daemon's query socket: it is on another machine.")
 @click.option(
     "--listen",
@@ -57,6 +66,7 @@ def command(
     invocation: Any,
     store: Path | None,
     endpoints: tuple[str, str] | None,
+    instruments: tuple[tuple[str, str, str, str], ...],
     remote: bool,
     listen: str,
     token_file: Path | None,
@@ -77,11 +87,13 @@ def command(
       tilecast web
       tilecast web --store /data/runs --listen 127.0.0.1:0
       tilecast web --listen 0.0.0.0:8750 --token-file ~/tilecast-token
+      tilecast web --instrument left /data/left tcp://127.0.0.1:5572 tcp://127.0.0.1:5573 \\
+                   --instrument right - tcp://scope-2:5572 tcp://scope-2:5573
     """
     try:
         from tilecast_plugins.web.serving import address, serve
         from tilecast_plugins.web.serving import listen as listen_on
-        from tilecast_plugins.web.settings import Settings, SettingsError
+        from tilecast_plugins.web.settings import Instrument, Settings, SettingsError
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn", "httptools", "uvloop"):
             raise
@@ -89,11 +101,18 @@ def command(
     host, port = _parse_listen(listen)
     config = invocation.config
     notify, query = endpoints or (config.notify or None, config.query or None)
+    if instruments and (store or endpoints or remote):
+        raise click.UsageError("--instrument says where runs are: leave out --store, --daemon and --remote")
     try:
+        several = tuple(
+            Instrument(name, None if folder == "-" else Path(folder), *(None if one == "-" else one for one in sockets))
+            for name, folder, *sockets in instruments
+        )
         settings = Settings(
-            store_path=None if remote else store or config.store.path,
-            notify=notify,
-            query=query,
+            store_path=None if remote or several else store or config.store.path,
+            notify=None if several else notify,
+            query=None if several else query,
+            instruments=several,
             host=host,
             port=port,
             token=token_file.read_text().strip() if token_file else token or None,

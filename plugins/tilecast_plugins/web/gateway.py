@@ -54,6 +54,10 @@ class NotFoundError(LookupError):
     """What was asked for does not exist; the message says what does."""
 
 
+class AbsentTileError(NotFoundError):
+    """There is no such tile, because nothing of it is covered; its address is a good one."""
+
+
 class TooLargeError(ValueError):
     """More was asked for than one answer may hold; the message says what to do."""
 

@@ -34,12 +34,23 @@ HEADERS: Final = {
 
 def router(_gateway: Gateway) -> APIRouter:
     """`/` is the page, `/static` what it is made of."""
-    pages = APIRouter(include_in_schema=False)
+    pages = files()
 
     @pages.get("/")
     async def page() -> Response:
-        return FileResponse(FOLDER / "index.html", headers=HEADERS)
+        return document("index.html")
 
+    return pages
+
+
+def document(name: str) -> Response:
+    """A page."""
+    return FileResponse(FOLDER / name, headers=HEADERS)
+
+
+def files() -> APIRouter:
+    """`/static`, what pages are made of."""
+    pages = APIRouter(include_in_schema=False)
     files = StaticFiles(directory=FOLDER)
 
     @pages.get("/static/{path:path}")

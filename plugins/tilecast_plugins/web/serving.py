@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
 
@@ -108,7 +108,7 @@ def _work(settings: Settings, listener: socket.socket, on_ready: Callable[[], No
         timeout_graceful_shutdown=_GRACE_S,
         lifespan="on",
     )
-    server = _Server(config, app.state.gateway, on_ready)
+    server = _Server(config, app.state.gateways, on_ready)
     # The server ends in good order, and then raises the signal again that told it to.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     with contextlib.suppress(KeyboardInterrupt):
@@ -118,9 +118,9 @@ def _work(settings: Settings, listener: socket.socket, on_ready: Callable[[], No
 class _Server(uvicorn.Server):
     """Says when it answers, and ends streams of events before it waits for the last answers."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, gateways: Sequence[Gateway], on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._gateway = gateway
+        self._gateways = gateways
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -129,7 +129,8 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._gateway.news.end()
+        for gateway in self._gateways:
+            gateway.news.end()
         await super().shutdown(sockets)
 
 

@@ -251,3 +251,27 @@ def test_what_is_no_terminal_gets_it_once(scanning: Scanning, tmp_path: Path) ->
     said = (tmp_path / "out").read_text()
     assert said.count("State") == 1
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_names_of_runs_have_the_room_that_is_left(scanning: Scanning, width: int) -> None:
+    stats = many(scanning.overview, 2)
+    names = "a name of 24 letters ...", "x" * 300
+    for values, name in zip(stats["runs"].values(), names, strict=True):
+        values["name"] = name
+    lines = drawn(changed(scanning.overview, stats=stats), width, 40)
+    [head] = [line for line in lines if line.startswith("run ")]
+    rows = [line for line in lines if re.match(r"\d{8} ", line)]
+    assert any(names[0] in row for row in rows), rows
+    assert all(line.rstrip()[-1] not in "…" for line in rows), "a number was cut off"
+    [long] = [row for row in rows if "xx…" in row]
+    assert len(long.rstrip()) >= width - 12, "room is left over beside a name that was cut"
+    assert "left" in head
+
+
+def test_seconds_are_written_as_milliseconds(scanning: Scanning) -> None:
+    stats = dict(scanning.overview.stats)
+    slow = {"le_s": [1.0, 2.0, 4.0], "counts": [0, 0, 100, 0], "sum_s": 300.0}
+    stats["latency_s_by_stage"] = dict.fromkeys(stats["latency_s_by_stage"], slow)
+    [line] = [one for one in drawn(changed(scanning.overview, stats=stats), 120, 40) if "p99 ever" in one]
+    assert re.search(r"recorded \d,\d{3}, on disk \d,\d{3}, blended \d,\d{3}, committed \d,\d{3}", line), line

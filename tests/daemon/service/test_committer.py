@@ -311,6 +311,35 @@ def test_frames_that_never_become_durable_are_never_shown(bench: Bench, made: Re
     assert (made.folder / "active").exists(), "the next daemon goes on with it"
 
 
+def test_the_disk_takes_the_next_batch_while_one_is_committed(
+    bench: Bench, made: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written ahead is shown no sooner than what came before it."""
+    appended: ByteQueue[str] = ByteQueue("appended", 100)
+    append = SqliteStore.append
+
+    def watched(store: SqliteStore, tiles: Any) -> int:
+        offset = append(store, tiles)
+        appended.put(threading.current_thread().name)
+        return offset
+
+    monkeypatch.setattr(SqliteStore, "append", watched)
+    rendering = Rendering(made)
+    bench.put(Opened(made.run))
+    bench.put(rendering.rendered((0, 0), ticket=1))
+    assert appended.get(timeout_s=PATIENCE_S) == "tilecast-store", "nothing else is to be done meanwhile"
+    bench.put(rendering.rendered((5, 5), ticket=7))
+    bench.put(rendering.rendered((9, 9), ticket=7))
+    bench.durable.sync(1)
+    names = [appended.get(timeout_s=PATIENCE_S) for _ in range(2)]
+    assert all(str(name).startswith("tilecast-write") for name in names)
+    assert info_of(made).rev == 1
+    bench.durable.sync(7)
+    assert bench.settle(made.run) is None
+    assert [tiles.rev for tiles in bench.tiles] == [1, 2, 3]
+    assert_same(stored_mosaic(made.folder), reference_mosaic(made.folder, made.pixels))
+
+
 # ---- a disk without room ---------------------------------------------------------------------------------------------
 
 
@@ -380,6 +409,24 @@ def test_tiles_for_which_there_is_no_room_are_left_to_the_journal(
     [notice] = bench.notices
     assert notice.detail["what"] == "stuck"
     assert "catches up by itself" in notice.detail["message"]
+
+
+def test_a_batch_that_finds_no_room_while_another_is_committed(
+    bench: Bench, made: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk = FullDisk()
+    monkeypatch.setattr(SqliteStore, "append", full_disk.around(SqliteStore.append))
+    rendering = Rendering(made)
+    bench.put(Opened(made.run))
+    bench.put(rendering.rendered((0, 0), ticket=1))
+    assert bench.durable.asked.wait(PATIENCE_S)
+    full_disk.n_failures = 1
+    bench.put(rendering.rendered((5, 5)))
+    bench.put(rendering.rendered((9, 9)))
+    bench.durable.sync(1)
+    assert bench.settle(made.run) is None
+    assert bench.disk.told == [Room.STOP]
+    assert (info_of(made).rev, made.run.shed, made.run.stuck) == (1, True, "the disk is full")
 
 
 def test_tiles_are_not_written_while_room_is_short(bench: Bench, made: Recording, full_disk: FullDisk) -> None:

@@ -225,7 +225,7 @@ class TestTable:
         assert kind.split(" | ") == list(BLEND_MODES)
 
     def test_sizes_are_written_with_their_unit(self) -> None:
-        assert next(info.default for info in options() if info.name == "blend.budget_bytes") == '"256MiB"'
+        assert next(info.default for info in options() if info.name == "blend.budget_bytes") == '"320MiB"'
         assert [parse_size(text) for text in ("7", "2kB", "2 KiB", "1.5MiB", "1G")] == [
             7, 2000, 2048, 1572864, 10**9,
         ]  # fmt: skip

@@ -25,6 +25,7 @@ class FakeThread:
     [
         ("tilecast-ingest", "ingest"),
         ("tilecast-encode-2", "encode"),
+        ("tilecast-write_0", "store"),
         ("tilecast-blend", "blend"),
         ("tilecast-store", "store"),
         ("checkpointer 0190a5a8", "checkpoint"),

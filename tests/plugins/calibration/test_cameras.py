@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -177,31 +178,85 @@ def test_a_start_that_names_what_there_is_not_is_refused(tilecast_daemon: StartD
     daemon.finish()
 
 
-def test_a_flat_field_is_estimated_when_a_run_ends_and_applied_by_a_rebuild(
+def test_what_the_start_names_and_what_the_file_says_go_together(tilecast_daemon: StartDaemon, tmp_path: Path) -> None:
+    """A flat field by the daemon, which comes first, and a dark image by `cameras.toml`: as the formula says."""
+    folder = tmp_path / "calibrations"
+    folder.mkdir()
+    (folder / "cameras.toml").write_text('[[camera]]\ndark = 100\nflat = "nowhere"\n')
+    flats = {name: np.random.default_rng(n).uniform(0.5, 1.5, SHAPE).astype("<f4") for n, name in enumerate("ab")}
+    for name, flat in flats.items():
+        np.save(folder / f"{name}.npy", flat)
+    np.save(folder / "dark.npy", np.full(SHAPE, 250.0))
+    daemon = tilecast_daemon(**{"calibration.path": str(folder)})
+    run = send(daemon, flat="a")
+    daemon.wait_logged("run report", run=run, timeout_s=30)
+    daemon.finish()
+    store = ["--set", f"store.path={daemon.root}", "--set", f"calibration.path={folder}"]
+
+    def expect(dark: float, flat: NDArray[Any]) -> None:
+        right = np.clip((PIXELS.astype(float) - dark) * (flat.mean(dtype=float) / flat.astype(float)), 0, None)
+        for channel in range(3):  # rounded twice: after the flat field, and after the dark image
+            assert np.abs(daemon.mosaic(run, channel=channel)[0] - right).max() <= 1
+
+    expect(100, flats["a"])
+    said = tilecast("calibrate", "flat", run, "--out", tmp_path / "none.npy", *store, code=1)
+    assert "100 grey levels are subtracted, as is frozen in the run" in said
+    tilecast("rebuild", run, "--flat", "b", *store)
+    expect(100, flats["b"])
+    tilecast("rebuild", run, "--dark", "dark", *store)
+    expect(250, flats["b"])
+    tilecast("fsck", run, *store)
+
+
+ESTIMATED_S = 200.0  # by a process of the lowest priority: on a busy machine that is long
+
+
+@pytest.mark.timeout(500)
+def test_a_flat_field_is_estimated_in_a_scan_applied_to_the_open_run_and_estimated_again(
     tilecast_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     target = tmp_path / "flats"
     light = 1 - 0.4 * np.linspace(-1, 1, 96)[:, None] ** 2 * np.ones(96)
-    rows, cols = np.indices((4 * 64 + 32, 4 * 64 + 32)) / 30.0
+    rows, cols = np.indices((5 * 64 + 32, 4 * 64 + 32)) / 30.0
     whole = 2000 * np.exp(0.3 * np.sin(rows) * np.cos(1.3 * cols))
-    daemon = tilecast_daemon(**{"plugins.calibration.estimate_into": str(target)})
+    settings = {"plugins.calibration.estimate_into": str(target), "plugins.calibration.estimate_every_s": "1"}
+    daemon = tilecast_daemon(**settings, **{"calibration.path": str(target)})
+    of_daemon = ["--set", f"store.path={daemon.root}", "--set", f"calibration.path={target}"]
+
+    def flatness() -> float:
+        pixels = daemon.mosaic(run)[0].astype(float)
+        ratio = pixels / whole[: len(pixels)]
+        return float(ratio.std() / ratio.mean())
+
     with daemon.publisher() as publisher:
         run = publisher.start("vignette", shape=(96, 96), dtype="<u2", px_um=(1.0, 1.0), blend="newest")
-        for row in range(0, 256, 64):
+
+        def send_row(row: int) -> None:
             for col in range(0, 256, 64):
                 frame = (whole[row : row + 96, col : col + 96] * light).astype("<u2")
                 publisher.image(frame, pos_um=(col + 48.0, row + 48.0))
+            publisher.flush()
+
+        for row in range(0, 256, 64):
+            send_row(row)
+        said = re.compile(r"from 16 frames.* 42 overlaps: .* times smaller")
+        daemon.wait_logged("flat field estimated", timeout_s=ESTIMATED_S, state="open", said=said)
+        [file] = target.glob("*.npy")
+        assert (np.load(file) / (light / light.mean()) - 1).std() < 0.01
+        with daemon.client() as client:
+            assert client.run(run)["state"] == "open"
+            [source] = client.stats()["plugins"]["sources"]
+        assert source["told"]["last"] == str(file)
+        before = flatness()
+        tilecast("rebuild", run, "--flat", file, *of_daemon, "--set", f"query={daemon.endpoints['query']}")
+        assert flatness() < 0.1 * before
+        send_row(256)  # corrected as it comes
         publisher.end()
         publisher.flush()
-    line = daemon.wait_logged("flat field estimated", timeout_s=60)
-    assert "times smaller" in str(line) or "wrote" in str(line)
-    daemon.finish()
-    [file] = target.glob("*.npy")
+    daemon.wait_logged("flat field estimated", timeout_s=ESTIMATED_S, state="ended", said=re.compile("from 20 frames"))
     assert (np.load(file) / (light / light.mean()) - 1).std() < 0.01
-    before = daemon.mosaic(run)[0].astype(float) / whole
-    tilecast("rebuild", run, "--flat", file, "--set", f"store.path={daemon.root}")
-    after = daemon.mosaic(run)[0].astype(float) / whole
-    assert after.std() / after.mean() < 0.1 * before.std() / before.mean()
+    daemon.finish()
+    assert flatness() < 0.1 * before
 
 
 def test_an_open_run_gets_another_calibration_while_frames_come(tilecast_daemon: StartDaemon, tmp_path: Path) -> None:

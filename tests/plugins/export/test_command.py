@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from faults.nursery import shared
 from plugins.export.conftest import Bench
+from terminal import Terminal
 from tilecast_plugins.export import finishing
 from viewer_scans import Scan
 
@@ -156,3 +158,12 @@ def test_a_terminated_export_leaves_nothing(bench: Bench, grey: Scan, tmp_path: 
         process.stdin.close()
         process.stdout.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_shows_how_far_it_is_and_a_pipe_one_line(bench: Bench, grey: Scan, tmp_path: Path) -> None:
+    arguments = ["--frames", "--set", f"store.path={bench.root}"]
+    command = [sys.executable, "-m", "tilecast", "export", grey.run, str(tmp_path / "seen"), *arguments]
+    written = Terminal(command).read_all()
+    assert re.search(r"writing frames.*━.*7/7", written, re.S), written
+    said = bench.export(grey.run, tmp_path / "piped", "--frames")
+    assert said.splitlines() == [f"{tmp_path / 'piped'}: 7 frames, as recorded, and positions.csv"]

@@ -10,13 +10,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 
 from integration.talking import PX_UM, centre_um, picture
 from plugins.export.conftest import Bench
 from plugins.export.test_moment import P0, new_store, numbered
+from tilecast import cli
 from tilecast.geometry import Placement, Rect, TileKey
 from tilecast.inputs import open_scan
 from tilecast.store.tile_store import Commit, TileRow
+from tilecast.testing.fixtures import StartDaemon
 from tilecast_plugins.export.writing import Request, write
 from tilecast_protocol.errors import TilecastError
 from viewer_scans import CORNERS, SHAPE, Scan
@@ -87,11 +90,59 @@ def test_calibrated_or_as_recorded(bench: Bench, tmp_path: Path) -> None:
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "recorded" / "frame_0000.ome.tif"), pixels)
 
 
+def test_frames_are_what_plugins_made_of_them(tilecast_daemon: StartDaemon, tmp_path: Path) -> None:
+    """A dual-view camera with an offset, one half mirrored: each view is an image, the same as in the mosaic."""
+    folder = tmp_path / "calibrations"
+    folder.mkdir()
+    (folder / "cameras.toml").write_text("[[camera]]\ndark = 100\n")
+    options = {"plugins.splitter.streams": "dual", "plugins.splitter.mirror": "columns"}
+    daemon = tilecast_daemon(**options, **{"calibration.path": str(folder), "plugins.splitter.second_channel": "2"})
+    shape = (64, 96)
+    frames = [picture(number, shape) // 2 + 50 for number in range(2)]
+    with daemon.publisher("dual") as publisher:
+        run = publisher.start("dual", shape=shape, dtype="<u2", px_um=(0.5, 0.5))
+        for number, frame in enumerate(frames):
+            publisher.image(frame, pos_um=(100.0 * number + 0.1, 50.0))
+        publisher.end()
+        publisher.flush()
+    daemon.finish()
+
+    def exported(name: str, *options: str) -> list[dict[str, str]]:
+        arguments = ["export", run, str(tmp_path / name), "--frames", *options, "--set", f"store.path={daemon.root}"]
+        done = CliRunner().invoke(cli.main, arguments)
+        assert done.exit_code == 0, done.output
+        assert done.output.splitlines()[-1].endswith(said), done.output
+        return table_of(tmp_path / name)
+
+    said = "4 views of frames, calibrated, and positions.csv"
+    rows = exported("views")
+    assert [row["file"] for row in rows] == [f"frame_000{n}_view_{view}.ome.tif" for n in (0, 1) for view in (0, 1)]
+    mosaics = {channel: daemon.mosaic(run, channel=channel) for channel in (0, 2)}
+    for number, row in enumerate(rows):
+        frame, view = divmod(number, 2)
+        assert (int(row["frame"]), int(row["view"]), int(row["c"])) == (frame, view, 2 * view)
+        pixels = tifffile.imread(tmp_path / "views" / row["file"])
+        dark = np.maximum(frames[frame].astype(int) - 100, 0)
+        np.testing.assert_array_equal(pixels, dark[:, :48] if view == 0 else dark[:, :47:-1])
+        mosaic, (top, left) = mosaics[2 * view]
+        at_row, at_col = int(row["y_px"]) - top, int(row["x_px"]) - left
+        np.testing.assert_array_equal(pixels, mosaic[at_row : at_row + 64, at_col : at_col + 48])
+        # The centre of these pixels, where the stage said 0.1 µm more than a whole pixel.
+        assert (float(row["x_um"]), float(row["y_um"])) == (100.0 * frame, 50.0)
+    assert list(open_scan(tmp_path / "views").corners) == [(int(row["y_px"]), int(row["x_px"])) for row in rows]
+    with pytest.raises(AssertionError, match="no placed frames there"):
+        exported("none", "--region=0,0,1,1")
+    said = "1 frames, as recorded, and positions.csv"
+    [row] = exported("whole", "--as-recorded", "--region=60,200,100,210")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "whole" / row["file"]), frames[1])
+    assert (row["view"], row["c"], row["x_px"], row["y_px"]) == ("0", "0", "152", "68")
+    assert (float(row["x_um"]), float(row["y_um"])) == (100.1, 50.0)
+
+
 @pytest.mark.parametrize(
     ("width", "state", "hint"),
     [
         (64, "sealed", "is sealed since"),
-        (32, "ended", "frame 0 was split into views"),
         (0, "ended", "no placed frames"),
     ],
 )

@@ -42,11 +42,31 @@ class Specimen:
 
 
 class StageXY(XYStageDevice):
-    """It is where it was sent."""
+    """It is where it was sent; with `longest_sequence` it can be sent along a sequence by the camera's triggers."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_sequence: int = 0) -> None:
         super().__init__()
         self.at_um = (0.0, 0.0)
+        self.longest_sequence = longest_sequence
+        self.to_come: list[tuple[float, float]] = []
+        self.sequence: tuple[tuple[float, float], ...] = ()
+
+    def get_sequence_max_length(self) -> int:
+        return self.longest_sequence
+
+    def send_sequence(self, sequence: tuple[tuple[float, float], ...]) -> None:
+        self.sequence = sequence
+
+    def start_sequence(self) -> None:
+        self.to_come = list(self.sequence)
+
+    def stop_sequence(self) -> None:
+        self.to_come = []
+
+    def trigger(self) -> None:
+        """What the camera sends when an exposure begins."""
+        if self.to_come:
+            self.at_um = self.to_come.pop(0)
 
     def set_position_um(self, x: float, y: float) -> None:
         self.at_um = (x, y)
@@ -126,6 +146,7 @@ class Camera(SimpleCameraDevice):
         self.exposure_ms = exposure
 
     def snap(self, buffer: NDArray[Any]) -> Mapping[str, Any]:
+        self.xy.trigger()
         height, width = buffer.shape[:2]
         dx = (np.arange(width) + 0.5 - width / 2)[None, :]
         dy = (np.arange(height) + 0.5 - height / 2)[:, None]
@@ -145,11 +166,19 @@ class Scope:
         How the camera really looks at the stage.
     tell_affine : bool
         Whether the core's pixel size configuration knows it.
+    longest_sequence : int
+        Positions that the stage can be sent along by triggers.
     """
 
-    def __init__(self, affine: Affine = ((0.5, 0.0), (0.0, -0.5)), *, tell_affine: bool = True) -> None:
+    def __init__(
+        self,
+        affine: Affine = ((0.5, 0.0), (0.0, -0.5)),
+        *,
+        tell_affine: bool = True,
+        longest_sequence: int = 0,
+    ) -> None:
         self.specimen = Specimen()
-        self.xy, self.z, self.filters = StageXY(), StageZ(), FilterWheel()
+        self.xy, self.z, self.filters = StageXY(longest_sequence), StageZ(), FilterWheel()
         self.camera = Camera(self.specimen, self.xy, self.z, self.filters, affine)
         self.core = core = UniMMCore()
         for label, device in (("Camera", self.camera), ("XY", self.xy), ("Z", self.z), ("Filters", self.filters)):

@@ -26,6 +26,7 @@ from integration.talking import Watcher
 from tilecast.process import DaemonProcess
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast_plugins.micromanager import attach
+from tilecast_protocol.journal import Journal
 
 pytest.importorskip("pymmcore_plus", reason="uv sync --group microscopes")
 pytest.importorskip("mm_test_adapters", reason="uv sync --group microscopes")
@@ -35,6 +36,7 @@ import useq
 from plugins.micromanager.scope import Affine, Scope, demo_core
 
 TILE = 64
+MISSED = "no tilecast daemon is to be reached"
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,13 @@ def test_channels_depths_and_times_are_planes(station: Station) -> None:
                 assert assert_shows(station.root / run.run, scope, UP, tcz=(t, c, z), z_um=z_um) == 64 * (96 + 72)
 
 
-def test_frames_carry_exposure_channel_and_position(station: Station) -> None:
-    from tilecast_protocol.journal import Journal
+def images_of(folder: Path) -> list[dict[str, Any]]:
+    """What the messages said that carried the frames."""
+    with Journal.open(folder / "journal", readonly=True) as journal:
+        return [msgpack.unpackb(journal.image(index).header) for index in range(journal.n_images)]
 
+
+def test_frames_carry_exposure_channel_and_position(station: Station) -> None:
     scope = Scope()
     plan = useq.MDASequence(
         channels=[useq.Channel(config="FITC", exposure=7)], stage_positions=[(1.0, 2.0, 3.0), (4.0, 5.0, 6.0)]
@@ -173,13 +179,60 @@ def test_frames_carry_exposure_channel_and_position(station: Station) -> None:
         attached.flush()
     [run] = attached.runs
     station.watch.report(run.run)
-    with Journal.open(station.root / run.run / "journal", readonly=True) as journal:
-        records = [journal.image(index) for index in range(journal.n_images)]
-    images = [msgpack.unpackb(record.header) for record in records]
+    images = images_of(station.root / run.run)
     assert [list(image["pos_um"]) for image in images] == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
     assert [list(image["set_um"]) for image in images] == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
     assert all(image["user"]["channel"] == "FITC" and image["user"]["exposure_ms"] == 7.0 for image in images)
     assert all(image["t1"] - image["t0"] == 7_000_000 for image in images)
+
+
+@pytest.mark.parametrize(("longest", "runs_of"), [(100, [9]), (4, [4, 4, 1])])
+def test_a_stage_that_the_camera_triggers(station: Station, longest: int, runs_of: list[int]) -> None:
+    """The engine hands the stage whole sequences, and asks it nothing: frames lie where it was told to be."""
+    scope = Scope(longest_sequence=longest)
+    plan = useq.MDASequence(grid_plan=grid(3, 3), stage_positions=[(20.0, -30.0, 2.0)])
+    triggered, handed_over = [], []
+    scope.core.mda.events.frameReady.connect(lambda _, __, meta: triggered.append(meta.get("hardware_triggered")))
+    sent = scope.xy.send_sequence
+    scope.xy.send_sequence = lambda sequence: (handed_over.append(len(sequence)), sent(sequence))[1]  # type: ignore[method-assign]
+    with attach(scope.core, station.ack, instrument="scope", stream=f"triggered-{longest}") as attached:
+        scope.core.mda.run(plan)
+        attached.flush()
+    assert handed_over == [length for length in runs_of if length > 1]
+    assert [bool(one) for one in triggered] == [length > 1 for length in runs_of for _ in range(length)]
+    [run] = attached.runs
+    report = station.watch.report(run.run)
+    assert (report["reason"], report["received"], report["placed"], report["planned"]) == ("done", 9, 9, 9)
+    n_pixels = assert_shows(station.root / run.run, scope, UP, z_um=2.0)
+    assert n_pixels == (64 + 2 * 48) * (96 + 2 * 72)
+    for image, was_triggered in zip(images_of(station.root / run.run), triggered, strict=True):
+        # Nobody knows when a triggered exposure began.
+        assert ("t0" in image) == ("t1" in image) == (not was_triggered)
+        assert image["user"]["position"] == ("commanded" if was_triggered else "measured")
+
+
+def test_micro_managers_own_focus_is_triggered(station: Station) -> None:
+    core = demo_core()
+    core.setProperty("Z", "UseSequences", "Yes")
+    plan = useq.MDASequence(
+        z_plan=useq.ZRangeAround(range=4, step=1), stage_positions=[(0.0, 0.0, 10.0), (200.0, 0.0, 20.0)]
+    )
+    triggered = []
+    core.mda.events.frameReady.connect(lambda _, __, meta: triggered.append(bool(meta.get("hardware_triggered"))))
+    with attach(core, station.ack, instrument="scope", stream="demo-z") as attached:
+        core.mda.run(plan)
+        attached.flush()
+    assert triggered == [True] * 10
+    [run] = attached.runs
+    report = station.watch.report(run.run)
+    assert (report["received"], report["placed"], report["n_missing"]) == (10, 10, 0)
+    images = images_of(station.root / run.run)
+    expected = [
+        [x_um, 0.0, z_um] for x_um, z0_um in ((0.0, 8.0), (200.0, 18.0)) for z_um in np.arange(z0_um, z0_um + 5)
+    ]
+    assert [list(image["pos_um"]) for image in images] == expected
+    assert [image.get("tcz", (0, 0, 0))[2] for image in images] == [0, 1, 2, 3, 4] * 2
+    core.reset()
 
 
 def test_micro_managers_own_camera_and_stage(station: Station) -> None:
@@ -278,19 +331,20 @@ def test_a_region_of_the_chip_lies_where_it_is(station: Station) -> None:
 
 
 def test_a_daemon_that_is_away_holds_up_nothing(
-    tmp_path: Path, endpoint: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes when the acquisition is over: everything arrives, the log tells what happened."""
     scope = Scope()
+    missed = threading.Event()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: missed.set() if MISSED in record.getMessage() else None  # type: ignore[method-assign]
+    monkeypatch.setattr(logging.getLogger("tilecast.micromanager"), "handlers", [handler])
     caplog.set_level(logging.WARNING, "tilecast.micromanager")
     with attach(scope.core, endpoint, instrument="scope", stream="late") as attached:
         scope.core.mda.run(useq.MDASequence(grid_plan=grid(), stage_positions=[(0.0, 0.0)]))
         [run] = attached.runs
         assert run.n_frames == 6
-        deadline_s = time.monotonic() + 60
-        while "no tilecast daemon is to be reached" not in caplog.text:
-            assert time.monotonic() < deadline_s, caplog.text
-            time.sleep(0.02)  # a log has nothing to wait on
+        assert missed.wait(60)
         settings = {"ingest.ack": endpoint, "blend.tile_size": str(TILE)}
         daemon = ForkedDaemon(tmp_path / "late", settings=settings).start()
         try:
@@ -298,6 +352,7 @@ def test_a_daemon_that_is_away_holds_up_nothing(
         finally:
             daemon.stop()
         assert attached.detach() == 0
+    assert any(MISSED in record.message for record in caplog.records)
     assert any("takes frames again" in record.message for record in caplog.records)
     assert assert_shows(tmp_path / "late" / run.run, scope, UP) == (64 + 2 * 48) * (96 + 72)
 

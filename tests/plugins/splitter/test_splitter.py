@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from faults.nursery import shared
 from plugins.calibration.test_splitting import picture, spread
+from tilecast import cli
 from tilecast.hookspecs import FrameStep, RunStart, StartRefusedError
 from tilecast.reading import open_run
 from tilecast.testing.fixtures import DaemonUnderTest, StartDaemon
@@ -113,9 +115,9 @@ def test_transforms_of_something_else_are_refused(tmp_path: Path) -> None:
 
 def tilecast(*arguments: object, code: int = 0) -> str:
     """What a command says."""
-    found = shared().run(*map(str, arguments))
-    assert found.returncode == code, found.stdout + found.stderr
-    return found.stdout + found.stderr
+    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    assert done.exit_code == code, done.output + "".join(traceback.format_exception(done.exception))
+    return done.output
 
 
 def scanned(daemon: DaemonUnderTest, scan: TestScan) -> str:

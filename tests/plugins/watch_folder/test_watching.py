@@ -221,7 +221,7 @@ def test_a_folder_that_comes_late_vanishes_and_returns(tilecast_daemon: StartDae
 
 
 def test_a_burst_comes_in_order(tilecast_daemon: StartDaemon, images: Path) -> None:
-    n = 1500
+    n = 2000
     for number in reversed(range(n)):
         (images / f"b_{number // 50}_{number % 50}.npy").write_bytes(encoded(SCAN.frame(number), ".npy"))
     (images / "done").touch()

@@ -125,7 +125,12 @@ class TestTiles:
             got, mask = raw_of(http.get(url + ".raw?mask=1"))
             np.testing.assert_array_equal(got, pixels)
             np.testing.assert_array_equal(mask, coverage)
-            np.testing.assert_array_equal(pzf.decode_image(http.get(url + ".pzf").content), pixels)
+            stored = http.get(url + ".pzf").content
+            np.testing.assert_array_equal(pzf.decode_image(stored), pixels)
+            with_mask = http.get(url + ".pzf?mask=1")
+            assert with_mask.headers["x-tilecast-coverage"] == ("full" if coverage.all() else "mask")
+            bits = b"" if coverage.all() else np.packbits(coverage).tobytes()
+            assert with_mask.content == stored + bits
             shown = decoded(http.get(url + ".png?min=0&max=65535"))
             grey = (pixels.astype(np.float64) / 65535 * 255 + 0.5).astype(np.uint8)
             if coverage.all():
@@ -155,6 +160,7 @@ class TestTiles:
         absent = http.get(f"/api/v1/runs/{run}/tiles/{epoch}/0/0/0/0/1000/0.png")
         old = http.get(f"/api/v1/runs/{run}/tiles/{epoch - 1}/0/0/0/0/0/0.png")
         assert (absent.status_code, old.status_code) == (404, 404)
+        assert (absent.headers.get("x-tilecast-coverage"), old.headers.get("x-tilecast-coverage")) == ("none", None)
         assert "no frame covers" in absent.json()["detail"]
         assert f"epoch {epoch}" in old.json()["detail"]
 
@@ -183,7 +189,7 @@ class TestTiles:
         base = base_of(http, web_station.scan)
         tags = set()
         for path in ("0/-1/0.png", "0/-1/1.png", "0/-1/0.jpg", "0/-1/0.raw", "0/-1/0.pzf", "1/-1/0.png"):
-            for query in ("", "?min=5&max=9", "?min=5&max=9&invert=1", "?gamma=2", "?cmap=viridis"):
+            for query in ("", "?min=5&max=9", "?min=5&max=9&invert=1", "?gamma=2", "?cmap=viridis", "?mask=1"):
                 url = f"{base}/0/0/0/{path}{query}"
                 answer = http.get(url).raise_for_status()
                 tag = answer.headers["etag"]
@@ -191,7 +197,7 @@ class TestTiles:
                 assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
                 assert http.get(url, headers={"If-None-Match": '"other"'}).content == answer.content
                 tags.add(tag)
-        assert len(tags) == 4 * 5 + 2  # raw and pzf have no look
+        assert len(tags) == 4 * 5 + 2 * 2  # raw and pzf have no look, and only they a mask
 
     def test_two_people_with_different_settings_see_their_own(
         self, http: httpx.Client, web_station: WebStation

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from built_wheel import wheel
 from plugins.web.conftest import running_web
 from tilecast_plugins.web import page
 
@@ -64,3 +68,17 @@ def test_the_style_that_the_viewer_writes_is_the_one_that_is_allowed() -> None:
     digest = base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
     assert f"'sha256-{digest}'" in page.HEADERS["Content-Security-Policy"]
     assert "Redistribution and use" in (vendored / "LICENSE.txt").read_text()
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv, which builds the wheel, is not on the path")
+def test_who_installs_the_wheel_has_all_of_the_page(tmp_path: Path) -> None:
+    package = page.FOLDER.parents[1]
+    assets = {path.relative_to(package.parent).as_posix(): path.read_bytes() for path in files_of(page.FOLDER)}
+    assert len(assets) > 30
+    with zipfile.ZipFile(wheel(tmp_path, "0.1.92")) as archive:
+        found = {name: archive.read(name) for name in archive.namelist() if "/web/static/" in name}
+    assert found == assets
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tilecast_protocol import Client, Mosaic
 from viewer_scans import TILE, Scan, Show
 
 with warnings.catch_warnings():
@@ -92,3 +93,44 @@ def test_the_fastest_mirror_is_found(stage: Show, grey: Scan) -> None:
     fetch = catpy_image.ImageFetcher(stack_of(stage, grey), timeout=10)
     fetch.set_fastest_mirror()
     assert fetch.mirror in fetch.stack.mirrors
+
+
+@pytest.mark.parametrize("kind", ["catmaid", "web", "query", "folder"])
+def test_what_our_reader_reads_is_what_catpy_fetches(stage: Show, grey: Scan, kind: str) -> None:
+    """The same region of the same gateway: in pixels of the stack, of a level, and of the project space."""
+    info = f"{stage.address}/catmaid/{grey.run}/stack/0.0/info?min=0&max=255"
+    endpoints = stage.daemon.endpoints
+    with Client(None, endpoints["query"]) as client:
+        store = client.hello()["store"]
+    address = {
+        "catmaid": info,
+        "web": stage.address,
+        "query": endpoints["query"],
+        "folder": f"{store}/{grey.run}",
+    }[kind]
+    stack = stack_of(stage, grey)
+    fetch = catpy_image.ImageFetcher(stack, preferred_mirror=0, timeout=10)
+    left_nm, top_nm = stack.translation["x"], stack.translation["y"]
+    row0, col0, *_ = bounds_of(stack)
+    with Mosaic.open(address, None if kind == "catmaid" else grey.run) as mosaic:
+        for rows, cols in (((-47, 51), (-13, 98)), ((3, 4), (7, 64))):
+            counted = (rows[0] - row0, cols[0] - col0, rows[1] - row0, cols[1] - col0)
+            roi = np.array([[0, *counted[:2]], [1, *counted[2:]]])
+            theirs = fetch.get(roi)[0]
+            assert theirs.any()
+            np.testing.assert_array_equal(mosaic.read(counted, origin="canvas"), theirs)
+            np.testing.assert_array_equal(mosaic.read((rows[0], cols[0], rows[1], cols[1])), theirs)
+            np.testing.assert_array_equal(
+                mosaic.level(0)[counted[0] : counted[2], counted[1] : counted[3]],
+                fetch.get(roi, roi_mode=catpy_image.ROIMode.SCALED)[0],
+            )
+            # Pixels are 500 nm wide and 250 nm high.
+            nm = np.array([[0, rows[0] * 250, cols[0] * 500], [1, rows[1] * 250, cols[1] * 500]])
+            um = ((cols[0] * 0.5, rows[0] * 0.25), (cols[1] * 0.5, rows[1] * 0.25))
+            np.testing.assert_array_equal(
+                mosaic.read(um, space="um"), fetch.get(nm, roi_mode=catpy_image.ROIMode.PROJECT)[0]
+            )
+            assert mosaic.to_um(row0, col0) == pytest.approx((left_nm / 1000, top_nm / 1000))
+            # Of whole numbers catpy cuts off the half, at both ends; of others it takes in all that the region touches.
+            halved = fetch.get(roi.astype(float), zoom_level=1)[0]
+            np.testing.assert_array_equal(mosaic.read(counted, origin="canvas", level=1), halved)

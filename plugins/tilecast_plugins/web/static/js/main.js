@@ -166,7 +166,6 @@ async function open(id, wanted = {}) {
   events.follow(() => ({ run: state.run.run, epoch: state.run.epoch, rev: state.run.rev }));
   placed.then(() => {
     if (state.run !== run) return;
-    layers.count('frames', frames.placed.size);
     facts();
     overlays();
   }, () => {});
@@ -276,8 +275,6 @@ function onResync({ run, epoch, rev }) {
 function onFrame(frame) {
   if (frame.run && frame.run !== state.run?.run) return;
   frames.add(frame);
-  layers.count('frames', frames.placed.size);
-  state.run.nFrames = Math.max(state.run.nFrames, frames.placed.size);
   cover(frame);
   factsSoon();
   overlays();
@@ -417,10 +414,13 @@ function head() {
 function facts() {
   const { run } = state;
   if (!run) return;
+  // One number, shown in two places at the same time: what the server knew last, or what has been heard of since.
+  const nFrames = Math.max(run.nFrames ?? 0, frames.placed.size);
+  layers.count('frames', nFrames);
   renderReport(run, {
     report: run.report,
     final: ['ended', 'sealed', 'idle'].includes(run.state),
-    nFrames: Math.max(run.nFrames ?? 0, frames.placed.size),
+    nFrames,
     nHoles: frames.nLacking ?? 0,
   });
 }
