@@ -300,6 +300,8 @@ def test_the_command_has_the_daemon_seal_a_run_that_it_holds(start_daemon: Start
         camera.hello()
         camera.start(run, shape=list(SHAPE))
         camera.wait_settled(send(camera, run, 0))
+        with Client(None, daemon.endpoints["query"]) as client:
+            client.run(run)  # waits for its store
         assert "end it first" in fails(*arguments, store=root)
         camera.send("end", run=run, reason="done", n_sent=1)
         watch.report(run)

@@ -36,6 +36,7 @@ import useq
 from plugins.micromanager.scope import Affine, Scope, demo_core
 
 TILE = 64
+MISSED = "no tilecast daemon is to be reached"
 
 
 @dataclass(frozen=True)
@@ -330,15 +331,20 @@ def test_a_region_of_the_chip_lies_where_it_is(station: Station) -> None:
 
 
 def test_a_daemon_that_is_away_holds_up_nothing(
-    tmp_path: Path, endpoint: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes when the acquisition is over: everything arrives, the log tells what happened."""
     scope = Scope()
+    missed = threading.Event()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: missed.set() if MISSED in record.getMessage() else None  # type: ignore[method-assign]
+    monkeypatch.setattr(logging.getLogger("tilecast.micromanager"), "handlers", [handler])
     caplog.set_level(logging.WARNING, "tilecast.micromanager")
     with attach(scope.core, endpoint, instrument="scope", stream="late") as attached:
         scope.core.mda.run(useq.MDASequence(grid_plan=grid(), stage_positions=[(0.0, 0.0)]))
         [run] = attached.runs
         assert run.n_frames == 6
+        assert missed.wait(60)
         settings = {"ingest.ack": endpoint, "blend.tile_size": str(TILE)}
         daemon = ForkedDaemon(tmp_path / "late", settings=settings).start()
         try:
@@ -346,7 +352,7 @@ def test_a_daemon_that_is_away_holds_up_nothing(
         finally:
             daemon.stop()
         assert attached.detach() == 0
-    assert any("no tilecast daemon is to be reached" in record.message for record in caplog.records)
+    assert any(MISSED in record.message for record in caplog.records)
     assert any("takes frames again" in record.message for record in caplog.records)
     assert assert_shows(tmp_path / "late" / run.run, scope, UP) == (64 + 2 * 48) * (96 + 72)
 

@@ -54,6 +54,7 @@ class Journal:
         unpromised = [key for key in self.frames if key not in self.promised]
         for key in unpromised[int(kept * len(unpromised)) :]:
             del self.frames[key]
+        self.promised |= self.frames.keys()  # the next daemon syncs what it finds in a journal when it opens it
         self._refused.clear()
 
     def _burn(self) -> None:
@@ -215,6 +216,31 @@ def test_every_file_is_there_once_and_whole(steps: list[tuple[str, int, float]],
         assert sorted(frame for _, frame in journal.frames) == list(range(6))
         left = {path.name for path in bench.folder.glob("*.npy")}
         assert left == whole.keys() if taken == "leave" else left <= touched
+
+
+@pytest.mark.parametrize("taken", ["leave", "move", "delete"])
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fuse", range(7))
+def test_the_power_fails_at_each_call_of_a_turn(tmp_path: Path, fuse: int, kept: float, taken: str) -> None:
+    """Of the start, of four frames, of the promise: the same, one by one, as chance above finds only now and then."""
+    bench = Bench(tmp_path, taken=taken, end_after_s=0.0)
+    names = [f"img_0_{number}.npy" for number in range(4)]
+    for number, name in enumerate(names):
+        bench.write(name, number)
+    bench.turn()
+    bench.journal.fuse = fuse
+    if fuse < 6:
+        with pytest.raises(CrashError):
+            bench.turn()
+    else:
+        bench.turn()
+    bench.journal.fuse = -1
+    bench.journal.crash(kept)
+    bench.restart()
+    for _ in range(4):
+        bench.turn()
+    assert bench.journal.files() == names
+    assert sorted(path.name for path in bench.folder.glob("*.npy")) == (names if taken == "leave" else [])
 
 
 def test_a_file_that_grows_slowly_is_taken_when_it_is_whole(bench: Bench) -> None:
