@@ -382,7 +382,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=16, help="of the scan that is served (16)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (5)")
     parser.add_argument("--connections", type=int, default=16, help="that ask at once (16)")
-    parser.add_argument("--workers", type=int, default=1, help="processes of the gateway (1)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the gateway (2)")
     parser.add_argument("--threads", type=int, default=2, help="of each (2)")
     parser.add_argument("--cold-tiles", type=int, default=400, help="that are asked for when all is cold (400)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the part ingest (8)")

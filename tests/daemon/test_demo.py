@@ -494,5 +494,13 @@ class TestLiveView:
         assert len(lines) < 10
         assert "a hint" not in written.getvalue()
 
+    def test_no_notice_is_left_out_where_several_came_at_once(self) -> None:
+        written = io.StringIO()
+        with LiveView("a title", out=Console(file=written, width=1000)) as view:
+            view.show(Status(notice="12:00:01 ended", notices_before=("12:00:00 the run has started",)))
+            view.show(Status(notice="12:00:01 ended", notices_before=("12:00:00 the run has started",)))
+        assert written.getvalue().splitlines()[1:3] == ["12:00:00 the run has started", "12:00:01 ended"]
+        assert written.getvalue().count("ended") == 1
+
     def test_a_line_shouts_of_losses(self) -> None:
         assert as_line(BUSY).startswith("1200 of 12000 frames in the mosaic; LOST: 3 missing; 10.0 frames/s")

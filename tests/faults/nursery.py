@@ -426,7 +426,10 @@ def n_calls() -> int:
 
 
 def _serve() -> None:
-    import faults.chores  # noqa: F401  (what children may be asked to do)
+    # What children need sooner or later. Whoever makes a store imports sqlite_utils, and that pandas where it is there.
+    import sqlite_utils.migrations  # noqa: F401
+
+    import faults.chores  # noqa: F401
     import tilecast.commands.run
     import tilecast.service.app  # noqa: F401
     from tilecast.service.warmup import warm_up

@@ -89,6 +89,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def daemon(store: Path) -> Iterator[DaemonProcess]:
     """One for all these tests; it ends in good order."""
+    shared().learn("tilecast.inputs")
     with ForkedDaemon(store, log_file=store / "daemon.log") as process:
         yield process
         assert process.stop() == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.nursery import ForkedDaemon
 from integration.talking import PX_UM, SHAPE, centre_um, picture
 from recordings import record
 from tilecast.process import DaemonProcess
@@ -60,7 +61,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 def started(manager: Manager, tmp_path: Path, config: str = "") -> DaemonProcess:
     (tmp_path / "tilecast.toml").write_text(config)
-    return DaemonProcess(
+    return ForkedDaemon(
         tmp_path / "runs",
         environ={"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "60000000"},
         arguments=["--config", f"{tmp_path}/tilecast.toml"],
@@ -102,7 +103,7 @@ def test_a_hang_up_reloads(manager: Manager, tmp_path: Path) -> None:
 
 def test_a_service_is_ready_again_with_the_runs_that_were_open(manager: Manager, tmp_path: Path) -> None:
     ends = {name: f"ipc://{tmp_path}/{name}" for name in ("ingest.ack", "query")}
-    daemon = DaemonProcess(tmp_path / "runs", settings=ends, environ={"NOTIFY_SOCKET": manager.address})
+    daemon = ForkedDaemon(tmp_path / "runs", settings=ends, environ={"NOTIFY_SOCKET": manager.address})
     with daemon, Publisher(ends["ingest.ack"], instrument="scope", stream="cam", timeout_s=PATIENCE_S) as publisher:
         run = publisher.start("open", shape=SHAPE, dtype="<u2", px_um=PX_UM)
         publisher.image(picture(1), pos_um=centre_um(0, 0))
@@ -128,7 +129,7 @@ def test_who_hears_that_it_is_ready_finds_what_was_torn_cut_off(manager: Manager
         torn[last] = last.stat().st_size
         with last.open("ab") as file:
             file.write(b"tc1/ half a record, of which the power failed")
-    daemon = DaemonProcess(tmp_path / "runs", environ={"NOTIFY_SOCKET": manager.address})
+    daemon = ForkedDaemon(tmp_path / "runs", environ={"NOTIFY_SOCKET": manager.address})
     with daemon:
         assert manager.hear(lambda said: "READY" in said)["STATUS"].split(";")[0] in ("catching-up", "ready")
         assert {path: path.stat().st_size for path in torn} == torn
@@ -150,7 +151,7 @@ def test_more_time_is_asked_for_whatever_takes_long(manager: Manager, tmp_path: 
     (tmp_path / "hasty").mkdir()
     (tmp_path / "hasty" / "sitecustomize.py").write_text(HASTY)
     environ = {"NOTIFY_SOCKET": manager.address, "PYTHONPATH": f"{tmp_path}/hasty"}
-    with DaemonProcess(tmp_path / "runs", environ=environ) as daemon:
+    with DaemonProcess(tmp_path / "runs", environ=environ) as daemon:  # a new interpreter, which reads that file
 
         def hear_work(what: str) -> None:
             manager.hear(lambda said: "EXTEND_TIMEOUT_USEC" in said and said["STATUS"].startswith(what))

@@ -104,15 +104,12 @@ def level_count(boxes: Sequence[Box], tile_size: int) -> int:
 def weights(height: int, width: int, feather_px: int = 100) -> Array:
     """w = max(1, floor(255 · r_row · r_col + 0.5)), pixel by pixel."""
 
-    def r(i: int, size: int) -> float:
+    def r(size: int) -> Array:
         n = max(1, min(feather_px, size // 4))
-        return min(1.0, (min(i, size - 1 - i) + 1) / (n + 1))
+        return np.array([min(1.0, (min(i, size - 1 - i) + 1) / (n + 1)) for i in range(size)])
 
-    result = np.zeros((height, width), np.int64)
-    for i in range(height):
-        for j in range(width):
-            result[i, j] = max(1, math.floor(255 * r(i, height) * r(j, width) + 0.5))
-    return result
+    product = 255 * r(height)[:, None] * r(width)[None, :]
+    return np.maximum(1, np.floor(product + 0.5).astype(np.int64))
 
 
 def blend(

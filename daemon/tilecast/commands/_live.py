@@ -73,7 +73,8 @@ class LiveView:
             return
         if status.notice not in ("", self._notice):
             self._notice = status.notice
-            self._console.print(status.notice, soft_wrap=True)
+            for notice in (*status.notices_before, status.notice):
+                self._console.print(notice, soft_wrap=True)
         if time.monotonic() >= self._line_due_s:
             self._line_due_s = time.monotonic() + _LINE_EVERY_S
             self._console.print(as_line(status), soft_wrap=True)

@@ -91,6 +91,8 @@ class Status:
         What is missing or went wrong; empty if nothing.
     notice : str
         What the daemon said of the run last, with the time; empty if nothing.
+    notices_before : tuple of str
+        What it had said before that, since it was asked last.
     ended : bool
         Whether the run's report has been written, after everything that came.
     picture : Picture or None
@@ -116,6 +118,7 @@ class Status:
     free_bytes: int = 0
     losses: str = ""
     notice: str = ""
+    notices_before: tuple[str, ...] = ()
     ended: bool = False
     picture: Picture | None = None
 
@@ -168,20 +171,19 @@ class RunWatch:
             The daemon does not answer.
         """
         deadline_s = time.monotonic() + timeout_s
+        heard: list[str] = []
         while (left_s := deadline_s - time.monotonic()) > 0:
             update = self._client.next_update(left_s)
             if isinstance(update, RunNotice):
-                self._hear(update)
+                heard.append(f"{time.strftime('%H:%M:%S')} {describe_notice(update.kind, update.detail)}")
+        if heard:
+            self._status = replace(self._status, notice=heard[-1], notices_before=tuple(heard[:-1]))
         self._ask(n_unacknowledged)
         return self._status
 
     def report(self) -> dict[str, Any]:
         """The run report as it stands; raises as `Client.report`."""
         return dict(self._client.report(self._run)["report"])
-
-    def _hear(self, notice: RunNotice) -> None:
-        said = f"{time.strftime('%H:%M:%S')} {describe_notice(notice.kind, notice.detail)}"
-        self._status = replace(self._status, notice=said)
 
     def _ask(self, n_unacknowledged: int) -> None:
         stats = self._client.stats()

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tilecast_plugins.web import (
     access,
@@ -55,10 +56,20 @@ def create_app(settings: Settings) -> FastAPI:
             part = FastAPI(title=f"tilecast: {stand.name}", **_DESCRIPTION)
             access.explain(part)
             _fill(part, stand.gateway)
-            app.mount(stand.path.rstrip("/"), part)
+            app.mount(stand.path.rstrip("/"), _Root(part))
         app.include_router(page.files())
     access.guard(app, settings)
     return app
+
+
+class _Root:
+    """ASGI middleware: addresses that a mounted application tells begin with where it is mounted."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "app_root_path": scope.get("root_path", "")}, receive, send)
 
 
 _DESCRIPTION: Any = {

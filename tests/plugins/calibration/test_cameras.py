@@ -220,7 +220,7 @@ def test_a_flat_field_is_estimated_in_a_scan_applied_to_the_open_run_and_estimat
     rows, cols = np.indices((5 * 64 + 32, 4 * 64 + 32)) / 30.0
     whole = 2000 * np.exp(0.3 * np.sin(rows) * np.cos(1.3 * cols))
     settings = {"plugins.calibration.estimate_into": str(target), "plugins.calibration.estimate_every_s": "1"}
-    daemon = tilecast_daemon(**settings, **{"calibration.path": str(target)})
+    daemon = tilecast_daemon(**settings, **{"calibration.path": str(target), "ingest.idle_end_s": "600"})
     of_daemon = ["--set", f"store.path={daemon.root}", "--set", f"calibration.path={target}"]
 
     def flatness() -> float:

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from faults.nursery import shared
+from faults.nursery import Nursery, shared
 from folder_writers import encoded, write_renamed
 from tilecast.reading import list_runs
 from tilecast.testing.fixtures import DaemonUnderTest, StartDaemon
@@ -86,6 +86,12 @@ def expected_mosaic(scan: TestScan = SCAN) -> NDArray[Any]:
         row, col = scan.corner(frame)
         whole[row : row + scan.shape[0], col : col + scan.shape[1]] = scan.frame(frame)
     return whole
+
+
+@pytest.fixture(scope="module", autouse=True)
+def learnt(nursery: Nursery) -> None:
+    """What the daemons import once there is a folder to be watched."""
+    nursery.learn("tilecast_plugins.watch_folder.source")
 
 
 @pytest.fixture

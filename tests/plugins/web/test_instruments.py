@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from faults.nursery import ForkedDaemon, Nursery
+from faults.nursery import ForkedDaemon
 from integration.scanning import endpoints
 from integration.talking import PATIENCE_S, PX_UM, centre_um, picture
 from plugins.web.conftest import SHAPE, WebProcess, WebStation, running_web
@@ -52,11 +52,11 @@ class Hall:
 
 
 @pytest.fixture(scope="module")
-def hall(web_station: WebStation, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+def hall(web_station: WebStation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
     folder = tmp_path_factory.mktemp("hall")
     with endpoints() as sockets:
         settings = {"blend.tile_size": "32", "store.commit_interval_ms": "20", **sockets}
-        right = ForkedDaemon(nursery, folder / "right", settings=settings, log_file=folder / "log")
+        right = ForkedDaemon(folder / "right", settings=settings, log_file=folder / "log")
         right.start()
         try:
             with Publisher(sockets["ingest.ack"], instrument="right", stream="cam") as publisher:
@@ -161,7 +161,7 @@ def test_below_a_token_too(web_station: WebStation) -> None:
         for path in ("", "api/v1/instruments", "at/shelf/", f"at/shelf/api/v1/runs/{web_station.scan}"):
             assert httpx.get(f"{web.url}/t/s3cret/{path}", timeout=PATIENCE_S).status_code == 200, path
         epoch = web_station.client.run(web_station.scan)["epoch"]
-        tile = f"at/shelf/api/v1/runs/{web_station.scan}/tiles/{epoch}/0/0/0/0/0/0.pzf"
+        tile = f"at/shelf/api/v1/runs/{web_station.scan}/tiles/{epoch}/0/0/0/0/-1/0.pzf"
         assert httpx.get(f"{web.url}/t/s3cret/{tile}", timeout=PATIENCE_S).status_code == 200
         with Mosaic.open(f"{web.url}/t/s3cret/at/shelf/", web_station.scan) as mosaic:
             assert mosaic.read().any()
