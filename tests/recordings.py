@@ -112,9 +112,16 @@ class Recording:
         """Where it lies."""
         return self.root / self.run_id
 
-    def image(self, frame: int, corner: tuple[int, int] | None = None, **changes: Any) -> Placement:
+    def image(
+        self,
+        frame: int,
+        corner: tuple[int, int] | None = None,
+        pixels: NDArray[Any] | None = None,
+        **changes: Any,
+    ) -> Placement:
         """A frame, with the position that puts it at `corner`; returns where it then lies."""
-        pixels = self.pixels[frame] = frame_pixels(frame, self.dtype, self.shape)
+        pixels = frame_pixels(frame, self.dtype, self.shape) if pixels is None else pixels
+        self.pixels[frame] = pixels
         if corner is not None:
             changes = {"pos_um": centre_um(*corner, self.shape)} | changes
         payload = bytes(pzf.encode_image(pixels))

@@ -9,8 +9,8 @@ A function takes those of the arguments below that it needs, by name, so that ho
 breaking it. `options` is the plugin's own table of the configuration, checked (`tilecast.options`). What a plugin
 raises is logged with its name and counted; it does not stop the daemon. One that hangs is not waited for longer than
 `plugins.timeout_s`, and one that fails again and again is not called any more. Our own plugins come in by the same
-door and use nothing else of the daemon but this module, `tilecast.options`, `tilecast.reading`, `tilecast.testing` and
-the protocol.
+door and use nothing else of the daemon but this module, `tilecast.options`, `tilecast.reading`, `tilecast.placing`,
+`tilecast.inputs`, `tilecast.testing` and the protocol.
 
 Frames are never given to a plugin unless it asked for them when their run started: `tilecast_run_starting` returns a
 `FrameStep`, what is in it is frozen in the run, and `tilecast_make_images` turns it into the function that every frame
@@ -100,6 +100,8 @@ class RunEnded:
         `ended`, or `idle`: that one may go on, and end later.
     report : mapping
         How many frames came, which are missing, and why (protocol/README.md).
+    query : str
+        Where the daemon answers questions and takes orders, which has the run open for a while yet; empty if nowhere.
     """
 
     run: str
@@ -109,6 +111,7 @@ class RunEnded:
     folder: Path
     state: str
     report: Mapping[str, Any]
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,10 @@ from tilecast.store.folders import list_runs as list_runs
 from tilecast.store.folders import run_folder as run_folder
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.tile_store import Changes as Changes
+from tilecast.store.tile_store import EdgeRow as EdgeRow
 from tilecast.store.tile_store import PlacementRow as PlacementRow
+from tilecast.store.tile_store import Position as Position
+from tilecast.store.tile_store import Registration as Registration
 from tilecast.store.tile_store import RunFacts as RunFacts
 from tilecast.store.tile_store import RunInfo as RunInfo
 from tilecast.store.tile_store import StoredTile as StoredTile

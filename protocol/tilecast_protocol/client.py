@@ -715,6 +715,8 @@ class Client:
         dark: str | None = None,
         flat: str | None = None,
         steps: bool = False,
+        layout: str | None = None,
+        registration: bool = False,
     ) -> None:
         """Make a run's tiles anew from its journal.
 
@@ -731,8 +733,14 @@ class Client:
             Names of other calibration images in the daemon's `calibration.path`; "none": without.
         steps : bool
             Ask plugins again what is to be done with every frame.
+        layout : str, optional
+            Place frames as they lie by the "stage", or as they were "registered".
+        registration : bool
+            Take over the registration that lies in the run's folder for the daemon.
         """
-        self.ask("rebuild", run=run, blend=blend, rejoin=rejoin, dark=dark, flat=flat, steps=steps)
+        calibration: dict[str, Any] = {"dark": dark, "flat": flat, "steps": steps}
+        places: dict[str, Any] = {"rejoin": rejoin, "layout": layout, "registration": registration}
+        self.ask("rebuild", run=run, blend=blend, **calibration, **places)
 
     def repair(self, run: str) -> dict[str, Any]:
         """Have a run checked, and made good as far as it can be; the answer says what was `done` and what is `left`.

@@ -140,6 +140,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
             Argument("dark", checks.text(1, 200), False),
             Argument("flat", checks.text(1, 200), False),
             Argument("steps", checks.boolean, False, False),
+            Argument("layout", checks.one_of("stage", "registered"), False),
+            Argument("registration", checks.boolean, False, False),
         ),
         operator=True,
     ),

@@ -93,6 +93,10 @@ BENCHMARKS = {
         quick=("--part", "serving", "--shape", "512x512", "--frames", "9", "--seconds", "1"),
         needs_disk=True,
     ),
+    "registration": Benchmark(
+        "what a shift and a finish cost",
+        quick=("--size", "512", "--grid", "2", "3", "--side", "30"),
+    ),
 }
 """In the order in which they run."""
 

@@ -34,6 +34,8 @@ GOOD: dict[str, Any] = {
     "flat": "none",
     "steps": True,
     "rejoin": True,
+    "layout": "registered",
+    "registration": True,
     "name": "liver",
     "text": "a note",
     "force": True,

@@ -30,6 +30,8 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
         info = reader.info()
         size = reader.size()
         events = list(reader.events())
+        registration = reader.registration()
+        n_registered = sum(row.placement.source == "registered" for row in reader.placements())
     low, high = info.clipped
     notes = [event for event in events if event.name == "note"]
     sealed = [event for event in events if event.name == "sealed"]
@@ -53,6 +55,9 @@ def command(invocation: Invocation, run: str, as_json: bool) -> None:
         "start": info.header,
         "frozen at start": info.settings,
         "clipped by calibration": [f"{low} pixels below", f"{high} above"] if (low, high) != (0, 0) else None,
+        "registered": None
+        if registration is None
+        else {"frames placed by it": n_registered} | dict(registration.facts),
         "report": info.report,
         "sealed_ns": sealed[-1].t_ns if sealed else None,
         "sealed because of": sealed[-1].detail.get("reason") if sealed else None,

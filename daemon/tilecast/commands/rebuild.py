@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -76,7 +76,7 @@ def command(
             done = rebuild_run(folder, mode=blend, rejoin=rejoin, refreeze=refreeze, progress=progress)
         except RunLockedError as locked:
             with daemon_of(config, folder, locked) as daemon:
-                words = {
+                words: dict[str, Any] = {
                     role: _known_to_the_daemon(f"--{role}", source, calibrations)
                     for role, source in (
                         ("dark", refreeze.dark if refreeze else None),

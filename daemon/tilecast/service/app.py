@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from tilecast.errors import ConfigError, StoreError
 from tilecast.geometry import Placement
+from tilecast.hookspecs import Committed, RunEnded
 from tilecast.ingest.ingester import Ingester
 from tilecast.ingest.machine import IngestMachine
 from tilecast.ingest.room import Room
@@ -57,6 +58,7 @@ from tilecast.service.mender import Mender, make_room
 from tilecast.service.notify import Manager, Patience
 from tilecast.service.rates import Rates
 from tilecast.service.rebuild import Refreeze, Source, rebuild_run
+from tilecast.service.registrations import take_pending
 from tilecast.service.reload import reloaded
 from tilecast.service.repair import Change, Repaired, repair_run
 from tilecast.service.retention import Policy, Retention
@@ -257,10 +259,16 @@ class Daemon:
             disk=self._disk,
             announcer=self._notifier,
             on_committed=self._blender.committed,
-            tell_plugins=self._teller.tell,
+            tell_plugins=self._tell_plugins,
             on_failure=failed,
             wal_limit_bytes=config.store.wal_limit_bytes,
         )
+
+    def _tell_plugins(self, news: Committed | RunEnded) -> None:
+        """Tell plugins; of a run that has ended also where to ask about it."""
+        if isinstance(news, RunEnded):
+            news = replace(news, query=self.endpoints.get("query", ""))
+        self._teller.tell(news)
 
     @contextlib.contextmanager
     def _monitoring(self) -> Iterator[None]:
@@ -721,6 +729,8 @@ class Daemon:
             journal=None if loaded is None else loaded.journal,
             budget_bytes=self._config.blend.budget_bytes,
             progress=self._look_up,
+            registration=take_pending(self._root / query["run"]) if query["registration"] else None,
+            layout=query["layout"],
         )
         if loaded is not None and is_another:
             loaded.frozen, loaded.images = rebuilt.frozen, rebuilt.images

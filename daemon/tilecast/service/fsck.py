@@ -39,7 +39,7 @@ from tilecast.store.folders import discard
 from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import RunInfo
+from tilecast.store.tile_store import Registration, RunInfo
 from tilecast_protocol.errors import JournalError, TilecastError
 from tilecast_protocol.journal import Journal
 from tilecast_protocol.messages import Image, Start
@@ -166,6 +166,7 @@ def check_run(
                 what = f"there is no journal, and the run is not sealed but {info.state}"
                 findings.append(Finding(what, kind=Kind.LOST))
             findings += _check_boxes(reader, info)
+            findings += _check_registration(reader)
             findings += _check_reduction(reader, info, frozenset(bad), progress)
             if journal is not None:
                 start = start_of(journal, info, findings)
@@ -281,6 +282,32 @@ def _check_boxes(reader: SqliteReader, info: RunInfo) -> Iterator[Finding]:
         yield Finding("the run has frames, and no canvas to show them on", kind=Kind.PLACES)
     elif canvas is not None and not canvas.fixed and not canvas.contains(union_of(boxes.values())):
         yield Finding(f"frames lie outside the canvas, which is {tuple(canvas.rect)}", kind=Kind.PLACES)
+
+
+def _check_registration(reader: SqliteReader) -> Iterator[Finding]:
+    """Frames that say that they were registered lie where registration has them, and its shifts are between frames."""
+    registration = reader.registration()
+    kept = registration or Registration()
+    registered = {(one.frame, one.view): one for one in kept.registered}
+    placed = {row.placement.id: row.placement for row in reader.placements()}
+    astray = [
+        one.frame
+        for one in placed.values()
+        if one.source == "registered"
+        and ((there := registered.get(one.id)) is None or (there.row, there.col) != (one.row, one.col))
+    ]
+    if astray:
+        what = "frames are said to be registered, and do not lie where the registration has them"
+        yield Finding(what, tuple(sorted(set(astray))), kind=Kind.PLACES)
+    without_way_back = registered.keys() - {(one.frame, one.view) for one in kept.stage}
+    if without_way_back:
+        what = "it is not known where the stage had frames that were registered; `tilecast rebuild --rejoin` finds it"
+        yield Finding(what, tuple(sorted({frame for frame, _ in without_way_back})))
+    frames = {frame for frame, _ in placed}
+    unknown = {frame for edge in kept.edges for frame in (edge.first, edge.second)} - frames
+    if unknown:
+        what = "the registration has shifts of frames that are not in the mosaic; `tilecast register` finds them anew"
+        yield Finding(what, tuple(sorted(unknown)))
 
 
 def _views_of(info: RunInfo) -> tuple[View, ...]:

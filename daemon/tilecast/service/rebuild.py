@@ -2,7 +2,9 @@
 
 The new tiles are built in a file beside the old one and put in its place by one rename, so a rebuild that is killed
 leaves everything as it was, and viewers see one change: a new epoch. Placements that are committed stand, and only
-frames without one are joined to the stage again, unless all are to be joined anew.
+frames without one are joined to the stage again, unless all are to be joined anew, or to lie by another of the run's
+layouts: as the stage had them, or as registration found them. What registration found is kept, or another put in its
+place, in the same rename.
 
 What cannot be read any more, because the journal is damaged there, is left out and named; the rest is made. It reads
 the run's folder and nothing else; a run that a daemon has loaded is rebuilt by that daemon.
@@ -40,7 +42,7 @@ from tilecast.store.lock import RunLock
 from tilecast.store.sqlite_connection import TILES_NAME
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
-from tilecast.store.tile_store import CommitResult, RunInfo, StoreDamagedError
+from tilecast.store.tile_store import CommitResult, Position, Registration, RunInfo, StoreDamagedError
 from tilecast_protocol.errors import JournalError, PZFError
 from tilecast_protocol.journal import Journal
 from tilecast_protocol.messages import Start
@@ -203,6 +205,8 @@ def rebuild_run(
     refreeze: Refreeze | None = None,
     distrusted: Container[int] = frozenset(),
     store_is_damaged: bool = False,
+    registration: Registration | None = None,
+    layout: str | None = None,
     lock: RunLock | None = None,
     journal: Journal | None = None,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
@@ -225,6 +229,10 @@ def rebuild_run(
         Frames whose place in the store is not to be believed: they are placed anew.
     store_is_damaged : bool
         The old store, though it can be opened, is not to be built upon: it is set aside.
+    registration : Registration, optional
+        To be kept in place of the run's own. If neither this is given nor frames are joined anew, that one stays.
+    layout : 'stage' or 'registered', optional
+        Frames are placed as the registration has them in this layout, those that it does not have as they are.
     lock : RunLock, optional
         The right to write the folder, where the caller has it.
     journal : Journal, optional
@@ -252,6 +260,7 @@ def rebuild_run(
         settings: dict[str, Any] = {"mode": frozen.mode}
         old = []
         info = None
+        kept: Registration | None = None
         # Of a ruined store nothing is believed: where its frames lay is found again from the journal.
         with suppress(StoreDamagedError):
             if (folder / TILES_NAME).exists():
@@ -260,13 +269,16 @@ def rebuild_run(
                     if info.settings.get("mode") in BLEND_MODES:
                         settings["mode"] = info.settings["mode"]
                     old = [row.placement for row in reader.placements() if row.placement.frame not in distrusted]
+                    # It rests on positions that are not found anew.
+                    kept = None if rejoin else reader.registration()
         has_store = info is not None and not store_is_damaged
         start = _start_of(journal, info)
         images = runs.load_images(folder, start, frozen)
         if refreeze is not None:
             views = images.views
             frozen, images = refreeze.of(start, frozen, images)
-            rejoin = rejoin or images.views != views
+            if images.views != views:
+                rejoin, kept = True, None
             # Whatever happens: what does not hold in the end is removed.
             stack.callback(runs.settle_frozen, folder)
             runs.freeze_beside(folder, frozen, images)
@@ -275,37 +287,61 @@ def rebuild_run(
             settings["mode"] = mode
         record = runs.read_record(folder, start, frozen, RunPhase.OPEN, 0)
         placing = place_all(journal, record, images.views, [] if rejoin else old, progress)
+        kept = kept if registration is None else registration
+        placements = placing.placements if layout is None else laid_out(placing.placements, kept, layout)
         pyramid_settings = PyramidSettings(dtype=start.dtype, mode=settings["mode"], tile_size=frozen.tile_size)
         stack.callback(discard, folder, lock=held)  # what is left of a rebuild that was broken off; else nothing
         discard(folder, lock=held)
         with SqliteStore.create(folder, as_new_run(start, settings), file_name=REBUILD_NAME, lock=held) as store:
             frames = JournalFrames(journal, start, images)
-            damaged = blend_all(store, placing.placements, frames, pyramid_settings, start, budget_bytes, progress)
+            damaged = blend_all(store, placements, frames, pyramid_settings, start, budget_bytes, progress)
             if not has_store:
                 # Nobody writes to it now, so it has gone idle if it has not ended.
                 phase = RunPhase.IDLE if placing.phase is RunPhase.OPEN and not is_going_on else placing.phase
                 store.set_state(phase.value)
                 if phase is not RunPhase.OPEN:
                     store.set_report(1, placing.report | {"state": phase.value})
+            if kept is not None:
+                store.keep_registration(kept)
             n_clipped = store.info().clipped
         if is_going_on:
             journal.sync()  # tiles must not show frames that a power failure could still take
-        reason = f"rebuilt, {settings['mode']}"
+        reason = f"rebuilt, {settings['mode']}" + (f", placed as in the layout {layout}" if layout else "")
         commit = swap_in(folder, lock=held, reason=reason, old_is_damaged=store_is_damaged)
         left_out = frozenset(damaged)
         return Rebuilt(
             start=start,
-            n_frames=len(placing.placements) - len(damaged),
+            n_frames=len(placements) - len(damaged),
             n_joined=placing.n_joined,
             unplaced=placing.unplaced,
             damaged=damaged,
             mode=settings["mode"],
-            bbox=union_of(one.rect for one in placing.placements if one.frame not in left_out),
+            bbox=union_of(one.rect for one in placements if one.frame not in left_out),
             commit=commit,
             frozen=frozen,
             images=images,
             n_clipped=n_clipped,
         )
+
+
+def laid_out(placements: list[Placement], registration: Registration | None, layout: str) -> list[Placement]:
+    """Placements as a run's layout has them; those that it does not have stay.
+
+    Raises
+    ------
+    StoreError
+        If the run has no layouts.
+    """
+    if registration is None:
+        raise StoreError("the run was not registered, so its frames lie by the stage; `tilecast register` does it")
+    positions: tuple[Position, ...] = getattr(registration, layout)
+    found = {(one.frame, one.view): one for one in positions}
+    return [
+        replace(placement, row=there.row, col=there.col, source=there.source)
+        if (there := found.get(placement.id)) is not None
+        else placement
+        for placement in placements
+    ]
 
 
 def _start_of(journal: Journal, info: RunInfo | None) -> Start:

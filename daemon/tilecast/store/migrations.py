@@ -19,6 +19,9 @@ gone           tiles that vanished, with the rev that removed them
 commits        one row per rev
 events         log of the run: notes, events, changes of epoch; details as JSON
 report         run reports as JSON, by revision
+registration   one row, if the run was registered: how, and how it went, as JSON
+positions      where frames lie by the stage, and by registration, whichever of the two `placements` are made by
+edges          shifts between frames that overlap, as registration found them
 ============== =====================================================================================================
 
 This module does not know what the rows mean to the rest of tilecast, only their shapes. A published step is never
@@ -117,6 +120,22 @@ _CLIPPED = """
 ALTER TABLE run ADD COLUMN clipped_low INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE run ADD COLUMN clipped_high INTEGER NOT NULL DEFAULT 0
 """
+# What registration found.
+_REGISTRATION = """
+CREATE TABLE registration (id INTEGER PRIMARY KEY CHECK (id = 1), t_ns INTEGER NOT NULL, facts TEXT NOT NULL) STRICT;
+CREATE TABLE positions (
+    layout TEXT NOT NULL CHECK (layout IN ('stage', 'registered')),
+    frame INTEGER NOT NULL, view INTEGER NOT NULL,
+    row INTEGER NOT NULL, col INTEGER NOT NULL, source TEXT NOT NULL,
+    PRIMARY KEY (layout, frame, view)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE edges (
+    first INTEGER NOT NULL, second INTEGER NOT NULL, view INTEGER NOT NULL,
+    row INTEGER NOT NULL, col INTEGER NOT NULL,
+    quality REAL NOT NULL, ncc REAL NOT NULL, left_px REAL NOT NULL, used INTEGER NOT NULL,
+    PRIMARY KEY (first, second, view)
+) STRICT, WITHOUT ROWID
+"""
 _ROWS_AT_A_TIME = 500
 
 
@@ -202,6 +221,7 @@ _STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (
     ("0001 first", _first),
     ("0002 tile file", _tile_file),
     ("0003 clipped", lambda db: _all(db, _CLIPPED)),
+    ("0004 registration", lambda db: _all(db, _REGISTRATION)),
 )
 _TILE_FILE_VERSION = 2
 

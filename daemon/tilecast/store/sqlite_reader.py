@@ -39,8 +39,11 @@ from tilecast.store.tile_store import (
     PAGE_ITEMS,
     Changes,
     CommitRow,
+    EdgeRow,
     EventRow,
     PlacementRow,
+    Position,
+    Registration,
     RunInfo,
     Snapshot,
     StoreDamagedError,
@@ -251,6 +254,29 @@ class SqliteReads(TileReader):
     def reports(self) -> dict[int, dict[str, Any]]:
         rows = self._rows("SELECT revision, report FROM report ORDER BY revision", ())
         return {revision: json.loads(report) for revision, report in rows}
+
+    def registration(self) -> Registration | None:
+        def query(connection: sqlite3.Connection) -> Registration | None:
+            found = connection.execute("SELECT facts FROM registration").fetchone()
+            if found is None:
+                return None
+            layouts: dict[str, list[Position]] = {"stage": [], "registered": []}
+            for layout, *row in connection.execute(
+                "SELECT layout, frame, view, row, col, source FROM positions ORDER BY layout, frame, view"
+            ):
+                layouts[layout].append(Position(*row))
+            edges = connection.execute(
+                "SELECT first, second, view, row, col, quality, ncc, left_px, used FROM edges"
+                " ORDER BY first, second, view"
+            )
+            return Registration(
+                facts=json.loads(found[0]),
+                edges=tuple(EdgeRow._make((*row[:-1], bool(row[-1]))) for row in edges),
+                stage=tuple(layouts["stage"]),
+                registered=tuple(layouts["registered"]),
+            )
+
+        return self._read(query)
 
     def size(self) -> StoreSize:
         try:

@@ -65,6 +65,7 @@ from tilecast.store.tile_store import (
     Commit,
     CommitResult,
     NewRun,
+    Registration,
     StoreDamagedError,
     TileRow,
     TileStore,
@@ -359,6 +360,28 @@ class SqliteStore(SqliteReads, TileStore):
                 (revision, now_ns, _json(report)),
             )
             connection.execute("UPDATE run SET updated_ns = ?", (now_ns,))
+
+    def keep_registration(self, registration: Registration | None) -> None:
+        with self._write("keep the registration") as connection:
+            now_ns = self._clock_ns()
+            for table in ("registration", "positions", "edges"):
+                connection.execute(f"DELETE FROM {table}")
+            connection.execute("UPDATE run SET updated_ns = ?", (now_ns,))
+            if registration is None:
+                return
+            connection.execute(
+                "INSERT INTO registration (id, t_ns, facts) VALUES (1, ?, ?)", (now_ns, _json(registration.facts))
+            )
+            for layout, positions in (("stage", registration.stage), ("registered", registration.registered)):
+                connection.executemany(
+                    "INSERT INTO positions (layout, frame, view, row, col, source) VALUES (?, ?, ?, ?, ?, ?)",
+                    ((layout, *position) for position in positions),
+                )
+            connection.executemany(
+                "INSERT INTO edges (first, second, view, row, col, quality, ncc, left_px, used)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                ((*edge[:-1], int(edge.used)) for edge in registration.edges),
+            )
 
     def rename(self, name: str) -> None:
         with self._write("rename the run") as connection:

@@ -340,6 +340,65 @@ class Changes:
     more: bool
 
 
+class Position(NamedTuple):
+    """Where a frame, or a view of it, lies in one of a run's layouts: its upper left pixel, and how that is known."""
+
+    frame: int
+    view: int
+    row: int
+    col: int
+    source: str
+
+
+class EdgeRow(NamedTuple):
+    """A shift between two frames that overlap, as registration found it.
+
+    Attributes
+    ----------
+    first, second : int
+        The frames.
+    view : int
+        Of both.
+    row, col : int
+        The second's upper left pixel less that of the first, pixels.
+    quality, ncc : float
+        How far it stands out from chance; normalized cross-correlation of the overlap.
+    left_px : float
+        What the registered positions leave of it, pixels.
+    used : bool
+        Whether it took part in them.
+    """
+
+    first: int
+    second: int
+    view: int
+    row: int
+    col: int
+    quality: float
+    ncc: float
+    left_px: float
+    used: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What is kept of a run's registration, whichever of its layouts the mosaic is made by.
+
+    Attributes
+    ----------
+    facts : dict
+        How it was made and how it went: anything JSON can hold.
+    edges : tuple of EdgeRow
+    stage, registered : tuple of Position
+        Where frames lie by the stage, and by registration; those that are in neither lie where they were placed.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    edges: tuple[EdgeRow, ...] = ()
+    stage: tuple[Position, ...] = ()
+    registered: tuple[Position, ...] = ()
+
+
 class StoreSize(NamedTuple):
     """Bytes on disk: of the tiles' file, and of what has been committed beside it and not yet been moved into it."""
 
@@ -447,6 +506,10 @@ class TileReader(abc.ABC):
         """Every run report issued so far, by revision."""
 
     @abc.abstractmethod
+    def registration(self) -> Registration | None:
+        """What registration found, if the run was registered."""
+
+    @abc.abstractmethod
     def size(self) -> StoreSize:
         """Bytes on disk, without looking inside."""
 
@@ -530,6 +593,10 @@ class TileStore(TileReader):
     @abc.abstractmethod
     def set_report(self, revision: int, report: Mapping[str, Any]) -> None:
         """Keep a run report under its revision, from 1; the same revision again replaces it."""
+
+    @abc.abstractmethod
+    def keep_registration(self, registration: Registration | None) -> None:
+        """Keep what registration found in place of what it found before; None forgets it. Placements stay."""
 
     @abc.abstractmethod
     def rename(self, name: str) -> None:

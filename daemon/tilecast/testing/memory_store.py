@@ -26,6 +26,7 @@ from tilecast.store.tile_store import (
     EventRow,
     NewRun,
     PlacementRow,
+    Registration,
     RunInfo,
     Snapshot,
     StoredTile,
@@ -65,6 +66,7 @@ class MemoryStore(TileStore):
         self._commits: list[CommitRow] = []
         self._events: list[EventRow] = []
         self._reports: dict[int, dict[str, Any]] = {}
+        self._registration: Registration | None = None
         self._info = RunInfo(
             run=new.run,
             name=new.name,
@@ -199,6 +201,10 @@ class MemoryStore(TileStore):
         with self._locked():
             return dict(sorted(self._reports.items()))
 
+    def registration(self) -> Registration | None:
+        with self._locked():
+            return self._registration
+
     def size(self) -> StoreSize:
         with self._locked():
             return StoreSize(sum(len(tile.pzf) + len(tile.coverage or b"") for tile in self._tiles.values()), 0)
@@ -275,6 +281,18 @@ class MemoryStore(TileStore):
             raise StoreError(f"run reports are numbered from 1; got {revision}")
         with self._locked():
             self._reports[revision] = _plain(report)
+            self._info = replace(self._info, updated_ns=self._clock_ns())
+
+    def keep_registration(self, registration: Registration | None) -> None:
+        with self._locked():
+            if registration is not None:
+                registration = Registration(
+                    facts=_plain(registration.facts),
+                    edges=tuple(sorted(registration.edges)),
+                    stage=tuple(sorted(registration.stage)),
+                    registered=tuple(sorted(registration.registered)),
+                )
+            self._registration = registration
             self._info = replace(self._info, updated_ns=self._clock_ns())
 
     def rename(self, name: str) -> None:

@@ -31,7 +31,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tilecast.errors import StoreError
 from tilecast.geometry import Canvas, Placement, PlaneKey, Rect, TileKey
-from tilecast.store.tile_store import Commit, NewRun, TileReader, TileRow, TileStore
+from tilecast.store.tile_store import (
+    Commit,
+    EdgeRow,
+    NewRun,
+    Position,
+    Registration,
+    TileReader,
+    TileRow,
+    TileStore,
+)
 
 RUN = "0b0e5a5e-8f6d-4c43-9f5c-2f6f0f1f3a55"
 
@@ -401,6 +410,28 @@ class StoreSuite:
         info = read.info()
         assert (info.state, info.name) == ("idle", "liver, section 4")
         assert [event.detail for event in read.events()] == [{"from": "liver, section 3", "to": "liver, section 4"}]
+
+    def test_the_last_registration_is_kept(self, store: TileStore, read: TileReader) -> None:
+        assert read.registration() is None
+        store.commit(Commit(placements=[a_placement(0, 3, 4)]))
+        first = Registration(
+            facts={"method": "lsq", "components": 2},
+            edges=(EdgeRow(0, 1, 0, -3, 90, 44.5, 0.9, 0.5, True), EdgeRow(1, 7, 1, 2, 9, 12.25, -0.1, 40.0, False)),
+            stage=(Position(0, 0, 3, 4, "stage"), Position(0, 1, 3, 4, "joined")),
+            registered=(Position(0, 0, -5, 4, "registered"),),
+        )
+        store.keep_registration(first)
+        assert read.registration() == first
+        second = replace(first, facts={"method": "tree"}, edges=(), stage=())
+        store.keep_registration(second)
+        assert read.registration() == second
+        with pytest.raises(StoreError, match="JSON"):
+            store.keep_registration(Registration(facts={"not": b"json"}))
+        assert read.registration() == second
+        [row] = read.placements()
+        assert (row.placement.row, row.placement.col) == (3, 4)
+        store.keep_registration(None)
+        assert read.registration() is None
 
     def test_reports_are_kept_by_revision(self, store: TileStore, read: TileReader) -> None:
         store.set_report(1, {"missing": [[3, 4]]})
