@@ -144,14 +144,22 @@ def check_version(connection: sqlite3.Connection, path: Path, *, for_reading: bo
             f"tilecast needs SQLite {'.'.join(map(str, _OLDEST_SQLITE))} or newer; this Python has "
             f"{sqlite3.sqlite_version}. A Python from `uv python install` brings its own"
         )
-    version = schema_version(connection)
+    # All from one state of the file: another process may be making it, step by step.
+    begins = not connection.in_transaction
+    if begins:
+        connection.execute("BEGIN")
+    try:
+        version, n_steps = schema_version(connection), _n_steps(connection)
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        is_outdated = for_reading and 0 < version < SCHEMA_VERSION and has_run(connection)
+    finally:
+        if begins and connection.in_transaction:
+            connection.execute("COMMIT")
     if version > SCHEMA_VERSION:
         raise StoreTooNewError(
             f"{path} has schema {version} and this tilecast knows up to {SCHEMA_VERSION}: a newer tilecast wrote it; "
             "use that one, or upgrade this one"
         )
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    n_steps = _n_steps(connection)
     if version and application != APPLICATION_ID and not n_steps:
         raise StoreError(f"{path} is an SQLite database, but not of tilecast")
     if n_steps and (version != n_steps or application != APPLICATION_ID):
@@ -159,7 +167,7 @@ def check_version(connection: sqlite3.Connection, path: Path, *, for_reading: bo
             f"{path} is damaged: its header says schema {version} of application {application:#x}, its log of steps "
             f"says {n_steps}; `tilecast fsck --repair` makes it anew from the run's journal"
         )
-    if for_reading and 0 < version < SCHEMA_VERSION and has_run(connection):
+    if is_outdated:
         raise StoreOutdatedError(
             f"an older tilecast wrote {path} (schema {version} of {SCHEMA_VERSION}); `tilecast run` brings all runs of "
             "its store up to date when it starts"

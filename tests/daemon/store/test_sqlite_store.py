@@ -23,7 +23,7 @@ from tilecast.geometry import Rect, TileKey
 from tilecast.store import migrations
 from tilecast.store.folders import bring_up_to_date
 from tilecast.store.lock import RunLock
-from tilecast.store.sqlite_connection import StoreConnection
+from tilecast.store.sqlite_connection import StoreConnection, check_version
 from tilecast.store.sqlite_reader import SqliteReader
 from tilecast.store.sqlite_store import SqliteStore
 from tilecast.store.tile_file import Extent, disk_nbytes
@@ -354,6 +354,30 @@ def test_a_newer_store_is_refused(store: SqliteStore) -> None:
     assert store.path.read_bytes() == before
 
 
+def test_who_looks_while_a_store_is_made_sees_one_step_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two things that are read the next steps may be taken; that is no damage."""
+    path = tmp_path / "tiles.sqlite"
+    maker = sqlite3.connect(path, isolation_level=None)
+    maker.execute("PRAGMA journal_mode = WAL")
+    with monkeypatch.context() as half:
+        half.setattr(migrations, "_STEPS", migrations._STEPS[:2])
+        migrations.migrate(maker)
+    looker = sqlite3.connect(path, isolation_level=None)
+    said: list[str] = []
+
+    def go_on(statement: str) -> None:
+        said.append(statement)
+        if "_sqlite_migrations" in statement and migrations.schema_version(maker) == 2:
+            migrations.migrate(maker)
+
+    looker.set_trace_callback(go_on)
+    check_version(looker, path, for_reading=True)
+    assert migrations.schema_version(maker) == migrations.SCHEMA_VERSION, said
+    assert not looker.in_transaction
+    maker.close()
+    looker.close()
+
+
 def test_a_making_that_was_cut_short_is_finished(tmp_path: Path) -> None:
     code = """
         def last(db):
@@ -607,6 +631,7 @@ def test_a_person_can_read_it_with_sqlite_utils(store: SqliteStore) -> None:
             "0001 first",
             "0002 tile file",
             "0003 clipped",
+            "0004 registration",
         ]
     finally:
         db.close()
