@@ -403,8 +403,8 @@ def test_notices_come_to_those_who_want_them(notifications: ScriptedNotification
         Client(notifications.endpoint, queries.endpoint, notices=True) as curious,
         Client(notifications.endpoint, queries.endpoint) as other,
     ):
-        notifications.wait_subscribed("tc1/")
         for client in (curious, other):
+            notifications.wait_subscribed("tc1/")  # once for each
             client.wait_connected(PATIENCE_S)
         notifications.send(notice, tiles(1))
         assert take(curious, 1) == [notice]
